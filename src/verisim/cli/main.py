@@ -1,0 +1,62 @@
+"""`verisim VERB ...`: finds the verb's module, runs it, and turns errors into one clear sentence."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from verisim import __version__
+from verisim.errors import VerisimError, nearest
+
+VERBS = {
+    "list": "print the catalogue of systems and what state each is in",
+    "info": "tell about a recipe, a run or a weights file",
+    "data": "check a folder of images: what is in it and what is wrong with it",
+    "train": "train a model from a recipe, or resume a run",
+    "sample": "make images with a trained model",
+    "evaluate": "judge one generator against held-out real images",
+    "compare": "judge several generators side by side and write an HTML report",
+    "reproduce": "re-run a published table or figure and check its claims",
+}
+
+HELP = """verisim {version}: generative models for medical imaging, trained, used and honestly judged.
+
+usage: verisim VERB [options]        'verisim VERB --help' explains each, with examples
+
+{verbs}
+
+first steps (no data needed):
+  verisim train X-D-fix --variant small --out runs/first
+  verisim sample runs/first -n 16 --out samples
+  verisim evaluate runs/first --out judged
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code (2 = a problem the user can mend, 130/143 = stopped by a signal)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {name:10} {text}" for name, text in VERBS.items())
+        print(HELP.format(version=__version__, verbs=verbs))
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if argv[0] not in VERBS:
+            raise VerisimError(
+                f"There is no verb '{argv[0]}'.{nearest(argv[0], VERBS)} See 'verisim --help'."
+            )
+        return importlib.import_module(f"verisim.cli.{argv[0]}").main(argv[1:])
+    except VerisimError as e:
+        print(f"verisim: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("verisim: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

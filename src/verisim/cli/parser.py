@@ -1,0 +1,50 @@
+"""The argument parser of all verbs: jsonargparse with errors as sentences and nearest suggestions."""
+
+from __future__ import annotations
+
+import re
+from argparse import RawDescriptionHelpFormatter
+from typing import Any, NoReturn
+
+import jsonargparse
+
+from verisim.errors import VerisimError, nearest
+
+
+class _Formatter(RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Keeps the line breaks of examples."""
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """ArgumentParser whose errors are VerisimError; `examples` close the help text."""
+
+    def __init__(self, verb: str, description: str, examples: str = "") -> None:
+        epilog = f"examples:\n{examples.rstrip()}" if examples else None
+        super().__init__(
+            prog=f"verisim {verb}",
+            description=description,
+            epilog=epilog,
+            formatter_class=_Formatter,
+            exit_on_error=True,
+        )
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise VerisimError instead of printing the usage."""
+        text = re.sub(r"\s+", " ", str(message)).strip()
+        for word in re.findall(r"--?[\w.]+", text):
+            if word not in self.option_names():
+                text += nearest(word, self.option_names())
+                break
+        raise VerisimError(f"{text.rstrip('.')}. See '{self.prog} --help'.")
+
+    def option_names(self) -> list[str]:
+        """All long options."""
+        return [o for a in self._actions for o in a.option_strings if o.startswith("--")]
+
+    def defaults_from(self, section: str, values: dict[str, Any], where: str) -> None:
+        """Set defaults 'section.key' from a recipe; unknown keys are errors that suggest the nearest."""
+        known = {o[len(section) + 3 :] for o in self.option_names() if o.startswith(f"--{section}.")}
+        for key, value in values.items():
+            if key not in known:
+                raise VerisimError(f"{where}: unknown setting '{section}.{key}'.{nearest(key, known)}")
+            self.set_defaults({f"{section}.{key}": value})

@@ -1,0 +1,70 @@
+"""An endless, deterministic stream of training batches: batch k depends on (seed, k) alone.
+
+That makes resuming exact without saving any loader state: a run killed after k batches continues
+with batch k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from verisim.data.spec import Images
+from verisim.errors import DataError
+from verisim.seeding import generator
+
+
+class BatchStream(IterableDataset):
+    """Batches {'image' (B, C, *S) in [-1, 1], 'label' (B,) if any} from `first()` up to batch `total`.
+
+    Every image is seen once per pass before any is seen again; passes are reshuffled. With several
+    ranks each batch of `batch_size * world_size` is cut into disjoint parts.
+    """
+
+    def __init__(
+        self,
+        images: Images,  # in [-1, 1]
+        batch_size: int,  # images per rank and step
+        total: int | None,  # number of batches in the whole run; None = endless
+        first: Callable[[], int],  # how many batches have been seen already
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(images) == 0:
+            raise DataError("The training split is empty. Check the split column of manifest.csv.")
+        if (images.spec.low, images.spec.high) != (-1.0, 1.0):
+            raise DataError(
+                f"Models are trained on [-1, 1]; these images are in [{images.spec.low:g}, "
+                f"{images.spec.high:g}]. Convert with Images.to_range(-1, 1)."
+            )
+        if batch_size < 1:
+            raise DataError(f"batch_size is {batch_size}; it must be at least 1.")
+        self.images, self.batch_size, self.total, self.first = images, batch_size, total, first
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+
+    def indices(self, k: int) -> torch.Tensor:
+        """(B,) int64: which images batch k of this rank holds."""
+        n, global_batch = len(self.images), self.batch_size * self.world_size
+        start = k * global_batch + self.rank * self.batch_size
+        positions = range(start, start + self.batch_size)
+        return torch.tensor([int(_permutation(self.seed, p // n, n)[p % n]) for p in positions])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        k = self.first()
+        while self.total is None or k < self.total:
+            i = self.indices(k)
+            batch: dict[str, Any] = {"image": self.images.pixels[i]}
+            if self.images.labels is not None:
+                batch["label"] = self.images.labels[i]
+            yield batch
+            k += 1
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> torch.Tensor:
+    return torch.randperm(n, generator=generator("order", seed, epoch))

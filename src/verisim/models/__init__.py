@@ -1,0 +1,34 @@
+"""The models by name. A recipe says `model.name`; the class is imported when it is needed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from verisim.errors import pick
+
+if TYPE_CHECKING:
+    from verisim.data.spec import ImageSpec
+    from verisim.models.base import GenerativeModel
+
+MODELS = {
+    "dcgan": "verisim.models.adversarial.dcgan:DCGAN",
+    "mlp_vae": "verisim.models.autoencoders.mlp_vae:MLPVAE",
+    "conv_vae": "verisim.models.autoencoders.conv_vae:ConvVAE",
+    "pixelcnn": "verisim.models.autoregressive.pixelcnn:PixelCNN",
+    "gated_pixelcnn": "verisim.models.autoregressive.gated_pixelcnn:GatedPixelCNN",
+    "diffusion": "verisim.models.diffusion.denoising:DenoisingDiffusion",
+}
+
+
+def model_class(name: str) -> type[GenerativeModel]:
+    """The class behind a model name."""
+    module, attribute = pick(MODELS, name, "model").split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def build_model(
+    name: str, settings: dict[str, Any], spec: ImageSpec, num_classes: int = 0
+) -> GenerativeModel:
+    """A fresh model: `settings` are the constructor arguments beside spec and num_classes."""
+    return model_class(name)(spec=spec, num_classes=num_classes, **settings)

@@ -1,0 +1,180 @@
+"""What every generative model shares: its image spec, its averaged network, its training step.
+
+A model is a LightningModule. A subclass sets `self.net` (the network that sampling needs), writes
+`training_loss` and `sample`, and gets EMA, per-step seeding and logging from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from verisim.data.spec import ImageSpec
+from verisim.errors import VerisimError, nearest
+from verisim.seeding import derive_seed
+
+Loss = tuple[Tensor, dict[str, Tensor]]  # per-sample loss (B,) and its parts, each (B,) or scalar
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What a user may turn when sampling; subclasses add fields. This family has none."""
+
+
+class GenerativeModel(LightningModule):
+    """Base of all models. Images are (B, C, *S) float32 in [-1, 1]; classes are (B,) int64."""
+
+    Options: ClassVar[type[SamplingOptions]] = SamplingOptions
+    family: ClassVar[str] = ""  # "gan", "vae", "autoregressive", "diffusion", ...
+
+    net: nn.Module
+
+    def __init__(self, spec: ImageSpec, num_classes: int = 0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_classes = num_classes  # 0 = unconditional
+        self.options = self.Options()
+        self.ema: AveragedModel | None = None
+        self.seed = 0
+        self.step = 0  # batches seen; with (seed, rank) it determines all randomness of a step
+        self.elapsed = 0.0  # seconds trained, over all resumptions
+        self.skipped_in_a_row = 0  # steps without a finite loss
+
+    # --- what a subclass writes -------------------------------------------------------------------
+
+    def training_loss(self, x: Tensor, label: Tensor | None) -> Loss:
+        """Per-sample loss (B,) and a dict of its parts for images x (B, C, *S) in [-1, 1]."""
+        raise VerisimError(f"{type(self).__name__} trains with its own training_step.")
+
+    def trial_loss(self, x: Tensor, label: Tensor | None) -> Tensor:
+        """A scalar whose backward pass is a typical training step; measured by dry runs."""
+        return self.training_loss(x, label)[0].mean()
+
+    def sample(
+        self, n: int, condition: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """n images (n, C, *S) in [-1, 1]; see verisim.roles.Sampler."""
+        raise VerisimError(f"{type(self).__name__} cannot sample.")
+
+    def optimizer(self) -> torch.optim.Optimizer | list[torch.optim.Optimizer]:
+        """The optimiser(s) over this model's parameters."""
+        raise VerisimError(f"{type(self).__name__} defines no optimiser.")
+
+    def lr_scale(self, step: int, total: int | None) -> float:
+        """Factor on every learning rate at `step` of `total` (None = unknown); constant by default."""
+        return 1.0
+
+    def finalise(self, x: Tensor, label: Tensor | None) -> None:
+        """Called once after training with the training images (N, C, *S), e.g. to fit a latent density."""
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors beside `net` that sampling needs; stored with the weights."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what extra_state() gave."""
+
+    def use_channels_last(self) -> None:
+        """Lay weights out as convolutions like them; numbers change by rounding only."""
+        layout = torch.channels_last if self.spec.spatial_dims == 2 else torch.channels_last_3d
+        self.to(memory_format=layout)  # type: ignore[call-overload]
+
+    # --- sampling ---------------------------------------------------------------------------------
+
+    @property
+    def sampling_net(self) -> nn.Module:
+        """The network to sample with: the moving average where there is one."""
+        return self.net if self.ema is None else self.ema.module
+
+    def configure_sampling(self, **options: Any) -> None:
+        """Set sampling options by name; an unknown one is an error that lists those there are."""
+        known = {f.name for f in fields(self.Options)}
+        for name in options:
+            if name not in known:
+                has = f"It has: {', '.join(sorted(known))}." if known else "It has none."
+                raise VerisimError(
+                    f"A {self.family} model has no sampling option '{name}'.{nearest(name, known)} {has}"
+                )
+        self.options = replace(self.options, **options)
+
+    def check_condition(self, n: int, condition: Tensor | None) -> Tensor | None:
+        """Condition as (n,) int64 on the model's device, or VerisimError if it cannot be used."""
+        if condition is None:
+            return None
+        if self.num_classes == 0:
+            raise VerisimError(
+                "This model was trained without classes, so it cannot be asked for one. "
+                "Train it with --data.label COLUMN."
+            )
+        condition = torch.as_tensor(condition, device=self.device).long().expand(n)
+        if int(condition.min()) < 0 or int(condition.max()) >= self.num_classes:
+            raise VerisimError(
+                f"Class {int(condition.max())} asked for; this model knows 0...{self.num_classes - 1}."
+            )
+        return condition
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def enable_ema(self, decay: float) -> None:
+        """Keep a moving average of `net`, warmed up as min(decay, (1 + k) / (10 + k)) at update k."""
+
+        @torch.no_grad()
+        def update(averaged: list[Tensor], current: list[Tensor], k: Tensor | int) -> None:
+            d = min(decay, (1 + float(k)) / (10 + float(k)))
+            for a, c in zip(averaged, current):
+                if a.is_floating_point():
+                    a.lerp_(c.to(a.dtype), 1 - d)
+                else:
+                    a.copy_(c)
+
+        self.ema = AveragedModel(self.net, multi_avg_fn=update, use_buffers=True)
+        self.ema.requires_grad_(False)
+        self.ema.eval()
+
+    def begin_step(self) -> None:
+        """Reseed from (seed, rank, step): what follows depends on nothing else."""
+        torch.manual_seed(derive_seed("step", self.seed, self.global_rank, self.step))
+
+    def end_step(self) -> None:
+        """Count the batch and update the moving average."""
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update_parameters(self.net)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        loss, parts = self.training_loss(batch["image"], batch.get("label"))
+        self.log_parts({"loss": loss, **parts})
+        return loss.mean() if self.is_finite(loss) else None
+
+    def is_finite(self, loss: Tensor) -> bool:
+        """True if the loss is finite; a step that is not is skipped, and ten in a row stop the run."""
+        if bool(torch.isfinite(loss).all()):
+            self.skipped_in_a_row = 0
+            return True
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= 10:
+            raise VerisimError(
+                f"The loss was not finite for ten steps in a row, up to step {self.step}. Lower --model.lr, "
+                f"set --training.precision float32, or look for odd images with 'verisim data check'."
+            )
+        return False
+
+    def log_parts(self, parts: dict[str, Tensor]) -> None:
+        """Log the batch means of loss parts."""
+        means = {k: v.detach().float().mean() for k, v in parts.items()}
+        self.log_dict(means, prog_bar=True, on_step=True, on_epoch=False)
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["verisim"] = {"step": self.step, "elapsed": self.elapsed, "seed": self.seed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["verisim"]
+        self.step, self.elapsed, self.seed = state["step"], state["elapsed"], state["seed"]

@@ -1,0 +1,62 @@
+"""What a run will need, measured on one step rather than guessed: `verisim train ... --dry-run`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from verisim.data.folder import Dataset
+from verisim.models import build_model
+from verisim.training.settings import TrainSettings
+from verisim.training.train import ModelPlan
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Needs of a run."""
+
+    parameters: int
+    training_bytes: int  # weights, gradients, optimiser, moving average, saved activations
+    seconds_per_step: float
+    steps: int | None
+
+    def print(self) -> None:
+        table = Table(title="dry run: nothing was trained", show_header=False)
+        table.add_row("parameters", f"{self.parameters:,}")
+        table.add_row("memory while training", f"{self.training_bytes / 2**30:.2f} GiB (without the images)")
+        table.add_row("one step", f"{self.seconds_per_step:.2f} s on this machine's CPU")
+        if self.steps:
+            minutes = self.steps * self.seconds_per_step / 60
+            table.add_row("whole run", f"{self.steps} steps, about {minutes:.0f} min")
+        Console().print(table)
+
+
+def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Estimate:
+    """Measure one training step (forward and backward of the model's loss) at the run's batch size."""
+    images = dataset.splits["train"]
+    model = build_model(plan.name, plan.settings, images.spec, len(dataset.class_names))
+    parameters = sum(p.numel() for p in model.parameters())
+    index = torch.arange(settings.batch_size) % len(images)
+    batch = images.subset(index)
+    saved: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    begin = time.perf_counter()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"),
+    ):
+        loss = model.trial_loss(batch.pixels, batch.labels)
+    loss.backward()
+    seconds = time.perf_counter() - begin
+    copies = 4 + (1 if settings.ema else 0)  # weights, gradients, two moments, average; float32
+    memory = copies * 4 * parameters + sum(saved.values())
+    return Estimate(parameters, memory, seconds, settings.max_steps or None)

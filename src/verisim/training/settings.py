@@ -1,0 +1,64 @@
+"""How to train: one frozen dataclass, filled by a recipe and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from verisim.errors import VerisimError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of the training loop.
+
+    Args:
+        batch_size: images per step and device
+        max_steps: batches in the whole run; 0 = until the time is over
+        max_minutes: time budget of the whole run, over all resumptions; 0 = none
+        clock: what max_minutes counts; cpu = processor time of this process, fair on a busy machine
+        ema: decay of the moving average of the weights; 0 = off
+        precision: bf16 halves memory and is faster on recent CPUs and GPUs
+        clip: largest gradient norm; 0 = no clipping (GANs clip on their own)
+        channels_last: memory layout that convolutions like
+        seed: seed of weights, data order and noise
+        checkpoint_minutes: time between checkpoints
+        checkpoint_steps: steps between checkpoints; 0 = by time alone
+        sample_minutes: time between grids of samples; 0 = only at the end
+        log_every: steps between lines of metrics.jsonl
+        accelerator: where to train
+        devices: processes (GPUs) on this node
+        num_nodes: machines
+        strategy: Lightning strategy, e.g. auto, ddp, fsdp
+    """
+
+    batch_size: int = 64
+    max_steps: int = 0
+    max_minutes: float = 0.0
+    clock: Literal["wall", "cpu"] = "wall"
+    ema: float = 0.999
+    precision: Literal["float32", "bf16"] = "bf16"
+    clip: float = 1.0
+    channels_last: bool = True
+    seed: int = 0
+    checkpoint_minutes: float = 5.0
+    checkpoint_steps: int = 0
+    sample_minutes: float = 2.0
+    log_every: int = 10
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.max_steps <= 0 and self.max_minutes <= 0:
+            raise VerisimError(
+                "Nothing says when to stop: give --training.max_steps N or --training.max_minutes M."
+            )
+        for name in ("batch_size", "log_every", "devices", "num_nodes"):
+            if getattr(self, name) < 1:
+                raise VerisimError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.ema < 1:
+            raise VerisimError(
+                f"training.ema is {self.ema}; it must be in [0, 1), e.g. 0.999, or 0 for none."
+            )

@@ -1,0 +1,185 @@
+"""Train a model into a run folder, or go on with one that was stopped or killed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from verisim.data.spec import Images
+from verisim.data.stream import BatchStream
+from verisim.errors import CheckpointError
+from verisim.hub.weights import ModelCard, save_model
+from verisim.models import build_model
+from verisim.models.base import GenerativeModel
+from verisim.training.callbacks import Bar, Checkpoints, JsonLines, Pictures, Steps, draw_samples
+from verisim.training.checkpoint import SafeCheckpointIO, load_state
+from verisim.training.run_folder import RunFolder
+from verisim.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Which model to train: its name, its settings, and what its recipe is called."""
+
+    name: str
+    settings: dict[str, Any]
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    model: GenerativeModel
+    card: ModelCard | None  # None: stopped by a signal before the end
+    signal: int | None = None
+
+
+def train(
+    run: RunFolder,
+    plan: ModelPlan,
+    images: Images,
+    settings: TrainSettings,
+    *,
+    class_names: tuple[str, ...] = (),
+    fingerprint: str = "",
+    resume: bool = False,
+    quiet: bool = False,
+) -> Outcome:
+    """Train `plan` on `images` (in [-1, 1]) into `run`; with resume=True continue from its checkpoint.
+
+    The same seed, data and number of threads give bit-identical weights on a CPU, whether or not the
+    run was interrupted. Raises VerisimError for what a user can mend.
+    """
+    with run.locked():
+        seed_everything(settings.seed, verbose=False)
+        model = build_model(plan.name, plan.settings, images.spec, len(class_names))
+        model.seed = settings.seed
+        if settings.ema:
+            model.enable_ema(settings.ema)
+        checkpoint = run.newest_checkpoint() if resume else None
+        if checkpoint is not None:
+            _check_fits(model, load_state(checkpoint), checkpoint)
+        stopped = _fit(run, model, images, settings, checkpoint, quiet)
+        if stopped is not None:
+            return Outcome(model, None, stopped)
+        model.finalise(images.pixels, images.labels)
+        facts = _facts(model, settings, images, fingerprint)
+        card = ModelCard(
+            plan.name, plan.settings, images.spec, len(class_names), class_names, plan.recipe, facts
+        )
+        save_model(run.weights, model, card)
+        draw_samples(model, run)
+        return Outcome(model, card)
+
+
+def _fit(
+    run: RunFolder,
+    model: GenerativeModel,
+    images: Images,
+    settings: TrainSettings,
+    checkpoint: Any,
+    quiet: bool,
+) -> int | None:
+    """Run Lightning; returns the number of the signal that stopped it, or None at the end of the run."""
+    if checkpoint is not None:
+        model.on_load_checkpoint(load_state(checkpoint))  # where the stream and the budget stand
+        if _budget_spent(model, settings):
+            model.load_state_dict(load_state(checkpoint)["state_dict"])
+            return None
+    if settings.channels_last:
+        model.use_channels_last()
+    jsonl = JsonLines(run, model)
+    jsonl.rewind(model.step)
+    saver = Checkpoints(run, settings)
+    callbacks = [
+        Steps(settings),
+        Pictures(run, settings.sample_minutes),
+        *([] if quiet else [Bar(settings)]),
+        saver,
+    ]
+    trainer = _trainer(run, settings, callbacks, jsonl, model.automatic_optimization)
+    stream = BatchStream(
+        images,
+        settings.batch_size,
+        settings.max_steps or None,
+        lambda: model.step,
+        settings.seed,
+        trainer.global_rank,
+        trainer.world_size,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*(num_workers|stateful|mid-epoch|in eval mode|LeafSpec).*"
+        )
+        trainer.fit(model, DataLoader(stream, batch_size=None), ckpt_path=checkpoint, weights_only=True)
+    if saver.signal is None:
+        saver.save(trainer, model)
+    return saver.signal
+
+
+def _trainer(
+    run: RunFolder, settings: TrainSettings, callbacks: list, jsonl: JsonLines, automatic: bool
+) -> Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    loggers = [jsonl, TensorBoardLogger(run.path, name="tensorboard", version="")]
+    return Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
+        gradient_clip_val=(settings.clip or None) if automatic else None,
+        max_epochs=1,
+        max_steps=-1,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[SafeCheckpointIO()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=settings.log_every,
+        use_distributed_sampler=False,
+    )
+
+
+def _budget_spent(model: GenerativeModel, settings: TrainSettings) -> bool:
+    by_steps = 0 < settings.max_steps <= model.step
+    return by_steps or 0 < settings.max_minutes * 60 <= model.elapsed
+
+
+def _check_fits(model: GenerativeModel, state: dict[str, Any], path: Any) -> None:
+    """Refuse a checkpoint of another model, naming what differs."""
+    if "state_dict" not in state or "verisim" not in state:
+        raise CheckpointError(f"{path} holds no training state.")
+    have, want = state["state_dict"], model.state_dict()
+    odd = sorted(set(have) ^ set(want)) or [k for k in want if have[k].shape != want[k].shape]
+    if odd:
+        raise CheckpointError(
+            f"{path} belongs to another model or configuration: {len(odd)} of {len(want)} tensors differ, "
+            f"first '{odd[0]}'. Resume with the config.yaml of its own run folder."
+        )
+
+
+def _facts(
+    model: GenerativeModel, settings: TrainSettings, images: Images, fingerprint: str
+) -> dict[str, Any]:
+    world = settings.devices * settings.num_nodes
+    return {
+        "steps": model.step,
+        "seconds": round(model.elapsed, 1),
+        "clock": settings.clock,
+        "images_per_second": round(model.step * settings.batch_size * world / max(model.elapsed, 1e-9), 1),
+        "parameters": sum(p.numel() for p in model.net.parameters()),
+        "training_images": len(images),
+        "class_counts": None if images.labels is None else torch.bincount(images.labels).tolist(),
+        "data_fingerprint": fingerprint,
+        "seed": settings.seed,
+    }

@@ -1,0 +1,154 @@
+"""The training loop: exact resume, budgets, locks, wrong checkpoints, non-finite losses."""
+
+import json
+
+import pytest
+import torch
+
+from verisim.data.spec import Images, ImageSpec
+from verisim.data.stream import BatchStream
+from verisim.errors import CheckpointError, DataError, VerisimError
+from verisim.hub.weights import load_model, read_card
+from verisim.training.run_folder import RunFolder
+from verisim.training.settings import TrainSettings
+from verisim.training.train import ModelPlan, train
+
+PLAN = ModelPlan("toy", {})
+
+
+def settings(**changes):
+    base = {"max_steps": 30, "batch_size": 8, "log_every": 5, "checkpoint_steps": 10, "sample_minutes": 0.0}
+    return TrainSettings(**{**base, **changes})
+
+
+def run_folder(path):
+    run = RunFolder(path)
+    run.create({"recipe": "toy"})
+    return run
+
+
+class Killed(Exception):
+    """Stands for a crash at a given step."""
+
+
+def weights(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("at", [3, 10, 17, 29])
+def test_resume_is_bit_identical(toy, noise_images, tmp_path, monkeypatch, at):
+    """A run that dies at any step and is resumed ends with the very same weights, average and metrics."""
+    whole = train(run_folder(tmp_path / "a"), PLAN, noise_images, settings(), quiet=True)
+    loss = toy.training_loss
+
+    def dies(self, x, label):
+        if self.step == at:
+            raise Killed
+        return loss(self, x, label)
+
+    monkeypatch.setattr(toy, "training_loss", dies)
+    run = run_folder(tmp_path / "b")
+    with pytest.raises(Killed):
+        train(run, PLAN, noise_images, settings(), quiet=True)
+    monkeypatch.setattr(toy, "training_loss", loss)
+    again = train(run, PLAN, noise_images, settings(), resume=True, quiet=True)
+    a, b = weights(whole.model), weights(again.model)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    rows = [[json.loads(s) for s in (tmp_path / r / "metrics.jsonl").read_text().splitlines()] for r in "ab"]
+    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in r] for r in rows]
+    assert strip[0] == strip[1]
+
+
+def test_other_seed_gives_other_weights(toy, noise_images, tmp_path):
+    """Control of the test above: equality is not trivial."""
+    a = train(run_folder(tmp_path / "a"), PLAN, noise_images, settings(), quiet=True)
+    b = train(run_folder(tmp_path / "b"), PLAN, noise_images, settings(seed=1), quiet=True)
+    assert not torch.equal(weights(a.model)["net.0.weight"], weights(b.model)["net.0.weight"])
+
+
+def test_damaged_checkpoint_falls_back(toy, noise_images, tmp_path):
+    """A truncated newest checkpoint is passed over with a warning; the result is still exact."""
+    whole = train(run_folder(tmp_path / "a"), PLAN, noise_images, settings(), quiet=True)
+    run = run_folder(tmp_path / "b")
+    train(run, PLAN, noise_images, settings(max_steps=20), quiet=True)
+    newest = run.checkpoints()[0]
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="Falling back"):
+        again = train(run, PLAN, noise_images, settings(), resume=True, quiet=True)
+    assert all(torch.equal(v, weights(again.model)[k]) for k, v in weights(whole.model).items())
+
+
+def test_checkpoint_of_another_model_is_refused(toy, noise_images, tmp_path):
+    """Resuming with another width names the first tensor that differs."""
+    run = run_folder(tmp_path / "a")
+    train(run, PLAN, noise_images, settings(), quiet=True)
+    with pytest.raises(CheckpointError, match=r"another model or configuration.*net"):
+        train(run, ModelPlan("toy", {"width": 4}), noise_images, settings(), resume=True, quiet=True)
+
+
+def test_weights_file_rebuilds_the_model(toy, noise_images, tmp_path):
+    """The exported file alone gives the same samples as the trained model."""
+    run = run_folder(tmp_path / "a")
+    made = train(run, PLAN, noise_images, settings(), class_names=("no", "yes"), quiet=True)
+    model, card = load_model(run.path)
+    g = [torch.Generator().manual_seed(1) for _ in range(2)]
+    assert torch.equal(model.sample(4, generator=g[0]), made.model.eval().sample(4, generator=g[1]))
+    assert card == made.card == read_card(run.weights)
+    assert card.training["class_counts"] == [50, 50]
+
+
+def test_time_budget_stops(toy, noise_images, tmp_path):
+    """max_minutes alone ends a run that has no step limit."""
+    done = train(
+        run_folder(tmp_path / "a"), PLAN, noise_images, settings(max_steps=0, max_minutes=0.01), quiet=True
+    )
+    assert done.card is not None and done.model.elapsed >= 0.6 and done.model.step > 0
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    """A folder in use and a folder that holds a run are both refused with the remedy."""
+    run = run_folder(tmp_path / "a")
+    with run.locked(), pytest.raises(VerisimError, match="Another process"):
+        with RunFolder(tmp_path / "a").locked():
+            pass
+    with pytest.raises(VerisimError, match=r"already holds a run.*--resume"):
+        run.create({})
+
+
+def test_nan_loss_stops_after_ten(toy, noise_images, tmp_path, monkeypatch):
+    """A loss that stays NaN stops the run with advice; the weights are not touched by bad steps."""
+    monkeypatch.setattr(
+        toy, "training_loss", lambda self, x, y: (self.net(x).flatten(1).sum(1) * torch.nan, {})
+    )
+    with pytest.raises(VerisimError, match=r"not finite for ten steps.*--model.lr"):
+        train(run_folder(tmp_path / "a"), PLAN, noise_images, settings(), quiet=True)
+
+
+def test_no_budget_is_an_error():
+    """A run without an end is refused."""
+    with pytest.raises(VerisimError, match="max_steps"):
+        TrainSettings()
+
+
+def test_stream_covers_each_pass_once(noise_images):
+    """Every image once per pass, and two ranks share a global batch without overlap."""
+    one = BatchStream(noise_images, 10, 10, lambda: 0, seed=3)
+    seen = torch.cat([one.indices(k) for k in range(10)])
+    assert sorted(seen.tolist()) == list(range(100))
+    ranks = [BatchStream(noise_images, 5, 10, lambda: 0, 3, r, 2) for r in range(2)]
+    both = torch.cat([torch.cat([r.indices(k) for r in ranks]) for k in range(10)])
+    assert torch.equal(both, seen)
+
+
+def test_stream_starts_where_told(noise_images):
+    """Batch k is the same whether the stream began at 0 or at k."""
+    a = list(BatchStream(noise_images, 7, 9, lambda: 0))
+    b = list(BatchStream(noise_images, 7, 9, lambda: 5))
+    assert len(a) == 9 and len(b) == 4 and torch.equal(a[5]["image"], b[0]["image"])
+
+
+def test_stream_refuses_other_ranges():
+    """Images in [0, 1] are not trained on in silence."""
+    images = Images(torch.rand(10, 1, 8, 8), ImageSpec((8, 8), low=0.0))
+    with pytest.raises(DataError, match=r"\[-1, 1\].*to_range"):
+        BatchStream(images, 2, 1, lambda: 0)
