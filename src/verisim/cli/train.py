@@ -22,7 +22,7 @@ EXAMPLES = """\
 
 
 def main(argv: list[str]) -> int:
-    if "--resume" in argv:
+    if any(a == "--resume" or a.startswith("--resume=") for a in argv):
         return _resume(argv)
     recipe_name, variant = _peek(argv)
     parser = build_parser(recipe_name, variant)
@@ -164,7 +164,10 @@ def _plain(node: Any) -> Any:
 
 
 def _value_of(argv: list[str], option: str) -> str:
-    i = argv.index(option) if option in argv else -1
-    if i < 0 or i + 1 >= len(argv):
-        raise VerisimError(f"{option} needs a run folder, e.g. {option} runs/gan.")
-    return argv[i + 1]
+    """The value of `--option value` or `--option=value`."""
+    for i, word in enumerate(argv):
+        if word.startswith(f"{option}="):
+            return word.split("=", 1)[1]
+        if word == option and i + 1 < len(argv):
+            return argv[i + 1]
+    raise VerisimError(f"{option} needs a run folder, e.g. {option} runs/gan.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import torch
 
 from verisim.data.folder import Dataset, load_images
 from verisim.errors import VerisimError, pick
@@ -62,19 +64,22 @@ def open_dataset(settings: DataSettings) -> Dataset:
 
 
 def _phantoms(settings: DataSettings) -> Dataset:
-    module = pick(PHANTOMS, settings.phantom, "phantom")
+    kind = pick(PHANTOMS, settings.phantom, "phantom")
     if settings.count < 10:
         raise VerisimError(f"data.count is {settings.count}; make at least 10 phantoms.")
-    made = module.make(settings.count, settings.seed, settings.size).images
-    names = tuple(module.CLASS_NAMES) if settings.label else ()
-    import torch
-
-    from verisim.data.spec import Images
-
-    n_test = settings.count // 5
-    order = torch.arange(settings.count)
-    labels = made.labels if settings.label else None
-    images = Images(made.pixels, made.spec, labels)
-    splits = {"train": images.subset(order[n_test:]), "test": images.subset(order[:n_test])}
-    text = f"phantom {settings.phantom} n={settings.count} seed={settings.seed} size={settings.size}"
-    return Dataset(splits=splits, class_names=names, notes=(text,), fingerprint=text)
+    if settings.channels != 1:
+        raise VerisimError(f"data.channels is {settings.channels}; phantoms are grey (1).")
+    made = kind.make(settings.count, settings.seed, settings.size).images
+    images = made if settings.label else replace(made, labels=None)
+    order, n_test = torch.arange(settings.count), settings.count // 5
+    text = f"phantom {settings.phantom}: {settings.count} of {settings.size} pixels, seed {settings.seed}"
+    return Dataset(
+        splits={"train": images.subset(order[n_test:]), "test": images.subset(order[:n_test])},
+        class_names=kind.class_names if settings.label else (),
+        notes=(text,),
+        fingerprint=text,
+        skipped=(),
+        window={},
+        split_of={},
+        affines={},
+    )

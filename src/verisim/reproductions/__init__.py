@@ -1,0 +1,27 @@
+"""Published tables and figures, run again: the system, its baselines, a control that must fail.
+
+Each module has `run(options: Options) -> Result`. Results are JSON under results/ with seed, machine,
+time and commit; a claim that does not hold is reported as not held.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from verisim.errors import pick
+
+if TYPE_CHECKING:
+    from verisim.reproductions.result import Options, Result
+
+REPRODUCTIONS = {
+    "demo": "verisim.reproductions.demo",
+    "004": "verisim.reproductions.cxr_comparison",
+    "004-artefact": "verisim.reproductions.cxr_artefact",
+}
+
+
+def reproduction(name: str) -> Callable[[Options], Result]:
+    """The run function of a reproduction."""
+    return importlib.import_module(pick(REPRODUCTIONS, name, "reproduction")).run

@@ -1,0 +1,80 @@
+"""What a reproduction is asked and what it answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from verisim.errors import VerisimError
+from verisim.training.checkpoint import write_atomically
+from verisim.training.run_folder import environment
+
+SCALES = ("smoke", "small", "full")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a reproduction."""
+
+    scale: str  # smoke: minutes, for tests; small: an hour on two cores; full: one big GPU
+    out: Path  # folder for runs, samples and the report; may hold real images, is never committed
+    results: Path  # folder for the JSON and figures that may be committed
+    data: str = ""  # folder of images; empty = phantoms
+    sizes: tuple[int, ...] = ()  # empty = as the scale says
+    seeds: int = 0  # 0 = as the scale says
+    minutes: float = 0.0  # processor minutes per trained model; 0 = as the scale says
+    systems: tuple[str, ...] = ()  # recipe ids; empty = all of the reproduction
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise VerisimError(f"scale is '{self.scale}'; it must be one of {', '.join(SCALES)}.")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A named statement of the source or of ours, and whether our numbers bear it out."""
+
+    name: str
+    statement: str
+    source: str  # where it is claimed
+    holds: bool | None  # None = the evidence does not decide
+    evidence: str  # the numbers, in words
+
+
+@dataclass
+class Result:
+    """What came out, ready to be written as results/ID.SCALE.json."""
+
+    id: str
+    scale: str
+    claims: list[Claim]
+    numbers: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    report: Path | None = None
+
+    def write(self, folder: Path) -> Path:
+        path = folder / f"{self.id}.{self.scale}.json"
+        body = {
+            "id": self.id,
+            "scale": self.scale,
+            "claims": [asdict(c) for c in self.claims],
+            "notes": self.notes,
+            "numbers": self.numbers,
+            "environment": environment(),
+        }
+        write_atomically(path, (json.dumps(body, indent=1) + "\n").encode())
+        return path
+
+    def print(self) -> None:
+        table = Table(title=f"{self.id} ({self.scale}): claims")
+        for column in ("claim", "holds", "evidence"):
+            table.add_column(column)
+        words = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]undecided[/]"}
+        for c in self.claims:
+            table.add_row(f"{c.statement} [dim]({c.source})[/]", words[c.holds], c.evidence)
+        Console().print(table)

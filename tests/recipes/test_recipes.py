@@ -1,0 +1,74 @@
+"""The catalogue: every recipe builds, names real settings, and refuses what it does not know."""
+
+import pytest
+
+from verisim.cli.train import build_parser
+from verisim.data.spec import ImageSpec
+from verisim.errors import VerisimError
+from verisim.models import MODELS, build_model
+from verisim.recipes import catalogue, load_recipe, parse
+
+RECIPES = catalogue()
+VARIANTS = [(r.id, v) for r in RECIPES.values() if r.model for v in ["source", *r.variants]]
+
+
+@pytest.mark.parametrize(("recipe", "variant"), VARIANTS)
+def test_every_variant_is_understood(recipe, variant):
+    """All settings of all variants are known to the classes they fill; a misspelt one would raise."""
+    build_parser(recipe, variant)
+
+
+@pytest.mark.parametrize("recipe", sorted(r.id for r in RECIPES.values() if "small" in r.variants))
+def test_small_variants_build(recipe):
+    """The small variant of every model can be constructed at its own size."""
+    settings = RECIPES[recipe].settings("small")
+    model = dict(settings["model"])
+    size = settings["data"]["size"]
+    build_model(model.pop("name"), model, ImageSpec((size, size)))
+
+
+def test_every_model_has_a_recipe():
+    """A model nobody can train from the catalogue would be hidden."""
+    assert {r.model["name"] for r in RECIPES.values() if r.model} == set(MODELS)
+
+
+def test_done_means_reproducible():
+    """A system that calls itself done names its reproduction and its page."""
+    from pathlib import Path
+
+    from verisim.reproductions import REPRODUCTIONS
+
+    root = Path(__file__).parents[2]
+    for r in RECIPES.values():
+        if r.status == "done":
+            assert r.reproduction in REPRODUCTIONS, r.id
+            assert (root / r.page).exists(), f"{r.id}: {r.page}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id: a\ntitle: b\nstatus: done\nmodle: {}", "unknown key 'modle'.*Did you mean 'model'"),
+        ("id: a\nstatus: done", "lacks title"),
+        ("id: a\ntitle: b\nstatus: finished", "status is 'finished'"),
+        ("- 1", "not a recipe"),
+        ("a: !!python/object/apply:os.system ['true']", "not plain YAML"),
+        ("extends: nothing\nid: a", "extends 'nothing'"),
+    ],
+)
+def test_bad_recipes_are_refused(text, message):
+    """Unknown keys, missing ones, code in YAML: one sentence each, nothing executed."""
+    with pytest.raises(VerisimError, match=message):
+        parse(text, "mine.yaml")
+
+
+def test_unknown_recipe_suggests_the_nearest():
+    """A typing error in an id names what was probably meant."""
+    with pytest.raises(VerisimError, match="Did you mean 'X-G-fix'"):
+        load_recipe("X-G-fxi")
+
+
+def test_extends_takes_over_and_changes():
+    """A sweep keeps the baseline's settings but for its own."""
+    base, sweep = RECIPES["X-G0"].settings("source"), RECIPES["X-G-lr"].settings("full")
+    assert sweep["model"] == {**base["model"], "lr": 1e-5} and sweep["data"] == base["data"]
