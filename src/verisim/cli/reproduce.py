@@ -20,8 +20,12 @@ def main(argv: list[str]) -> int:
     parser = Parser("reproduce", "Re-run a published table or figure and check its claims.", EXAMPLES)
     parser.add_argument("id", type=str, help=f"one of: {', '.join(REPRODUCTIONS)}")
     parser.add_argument("--scale", type=str, default="small", choices=list(SCALES))
-    parser.add_argument("--out", type=str, default="", help="working folder (default: local/ID); not to be committed")
-    parser.add_argument("--results", type=str, default="", help="folder for the JSON and figures (default: OUT)")
+    parser.add_argument(
+        "--out", type=str, default="", help="working folder (default: local/ID); not to be committed"
+    )
+    parser.add_argument(
+        "--results", type=str, default="", help="folder for the JSON and figures (default: OUT)"
+    )
     parser.add_argument("--data", type=str, default="", help="folder of images; without it, phantoms")
     parser.add_argument("--sizes", type=str, default="", help="image sizes, e.g. 32,64")
     parser.add_argument("--seeds", type=int, default=0, help="training seeds per system")

@@ -46,7 +46,9 @@ class Recipe:
     def settings(self, variant: str) -> dict[str, dict[str, Any]]:
         """{'model', 'data', 'training'} with the variant's changes; 'source' = the source's own."""
         if not self.model:
-            raise VerisimError(f"{self.id} is of kind '{self.kind}' and cannot be trained; see 'verisim info {self.id}'.")
+            raise VerisimError(
+                f"{self.id} is of kind '{self.kind}' and cannot be trained; see 'verisim info {self.id}'."
+            )
         base = {"model": self.model, "data": self.data, "training": self.training}
         change = {} if variant == "source" else pick({"source": {}, **self.variants}, variant, "variant")
         return {k: {**v, **change.get(k, {})} for k, v in base.items()}

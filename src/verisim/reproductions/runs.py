@@ -60,7 +60,9 @@ def train_all(jobs: list[Job], workers: int | None = None, threads: int = 1) -> 
             console.print(f"{done}/{total} {state}: {item[0].folder.name}", markup=False, highlight=False)
     if failed:
         logs = "\n".join(f"{j.folder}: {_tail(j.folder / 'log.txt')}" for j in failed)
-        raise VerisimError(f"{len(failed)} of {total} runs failed; run the same command again to retry.\n{logs}")
+        raise VerisimError(
+            f"{len(failed)} of {total} runs failed; run the same command again to retry.\n{logs}"
+        )
 
 
 def _start(job: Job, threads: int) -> subprocess.Popen:

@@ -1,0 +1,79 @@
+"""`verisim compare`: several generators, the same real images, one verdict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from verisim.cli.parser import Parser
+
+EXAMPLES = """\
+  verisim compare runs/diffusion runs/gan --out judged
+  verisim compare runs/diffusion made_elsewhere/ --data.folder my_images --data.size 64
+  verisim compare runs/diffusion runs/gan -n 300 --quick
+"""
+
+
+def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> int:
+    from verisim.metrics.protocols.fair import PRESETS
+    from verisim.tasks.comparison import compare, held_out
+    from verisim.tasks.contestants import open_source
+    from verisim.training.source import DataSettings, open_dataset
+
+    text = "Judge generators against held-out real images: numbers with intervals, controls, an HTML report."
+    parser = Parser(verb, text, examples)
+    parser.add_argument(
+        "sources", nargs="+", type=str, help="run folders, weights files or folders of images"
+    )
+    parser.add_argument("-n", "--count", type=int, default=1000, help="images to draw from each model")
+    parser.add_argument("--out", type=str, default="judged", help="folder for report.html and results.json")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, wider intervals")
+    parser.add_argument(
+        "--anatomy", type=str, default="", help="measure anatomy as in this phantom, e.g. chest"
+    )
+    parser.add_class_arguments(DataSettings, "data")
+    _data_of_first_run(parser, argv)
+    args = parser.parse_args(argv)
+    data = DataSettings(**args.data.as_dict())
+    dataset = open_dataset(data)
+    real = held_out(dataset)
+    contestants = [open_source(s, args.count, real, seed=args.seed) for s in args.sources]
+    settings = replace(PRESETS["quick" if args.quick else "full"], seed=args.seed)
+    anatomy = args.anatomy or ("" if data.folder else data.phantom)
+    results = compare(contestants, dataset, settings, anatomy=anatomy)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    report = write(out / "report.html", results, contestants, real)
+    print(f"numbers: {out / 'results.json'}\nreport:  {report.resolve()}")
+    return 0
+
+
+def _data_of_first_run(parser: Parser, argv: list[str]) -> None:
+    """Without --data options, the images that the first run was trained on."""
+    from verisim.training.run_folder import RunFolder
+
+    for word in argv:
+        if not word.startswith("-") and (Path(word) / "config.yaml").exists():
+            parser.defaults_from("data", RunFolder(word).config()["data"], word)
+            return
+
+
+def write(
+    path: Path, results: dict, contestants: list, real: object, title: str = "Which generator?"
+) -> Path:
+    """The HTML report of a comparison."""
+    from verisim.reports.html import comparison_report
+
+    comparison_report(
+        path,
+        results,
+        samples={c.name: c.images for c in contestants},
+        real=real,
+        runs={c.name: {**c.facts, "metrics": c.metrics} for c in contestants},
+        title=title,
+        notes=[],
+    )
+    return path

@@ -1,0 +1,202 @@
+"""Write generated images so that nobody can take them for real ones.
+
+Every file says that it is synthetic and which model, seed and settings made it: PNG text, NIfTI header
+extension and descrip, DICOM SyntheticData (0008,001C) and contributing equipment, npz text. Files are
+written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+import verisim
+from verisim.data.atomic import atomic_write
+from verisim.data.dicom_write import DicomPlace, dicom_bytes
+from verisim.data.nifti import write_nifti
+from verisim.data.readers import read_image, suffix_of
+from verisim.data.spec import Images, ImageSpec
+from verisim.errors import DataError
+
+LEVELS = {8: np.uint8, 16: np.uint16}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image on its way into a file."""
+
+    pixels: np.ndarray  # (C, *S) float32 in [spec.low, spec.high]
+    spec: ImageSpec
+    provenance: dict  # JSON values
+    affine: np.ndarray | None  # (4, 4): (d, h, w, 1) -> mm RAS+
+    bits: int  # 8 or 16, for PNG and DICOM
+    place: DicomPlace  # study and series, for DICOM
+    path: Path
+
+    def grey_levels(self) -> np.ndarray:
+        """(C, *S) unsigned integers: low -> 0, high -> 2^bits - 1."""
+        low, high = self.spec.low, self.spec.high
+        unit = (self.pixels.astype(np.float64).clip(low, high) - low) / (high - low)
+        return np.rint(unit * (2**self.bits - 1)).astype(LEVELS[self.bits])
+
+
+def write_image(
+    path: Path | str,
+    pixels: Tensor,  # (C, *S) within the spec's range
+    spec: ImageSpec,
+    provenance: Mapping,  # what made it: model, seed, settings ...; must be JSON
+    affine: np.ndarray | None = None,  # (4, 4): (d, h, w, 1) -> mm RAS+
+    *,
+    bits: int = 8,  # grey levels of PNG and DICOM: 8 or 16
+    place: DicomPlace | None = None,  # study and series of a DICOM file; fresh ones by default
+) -> None:
+    """Write one generated image; the suffix decides: .png, .nii, .nii.gz, .dcm or .npz.
+
+    Errors: RangeError for pixels outside the spec; DataError for a suffix that cannot hold the image, for
+    provenance that is not JSON, for a full disk.
+    """
+    path = Path(path)
+    spec.check(pixels[None], where=str(path))
+    kind = suffix_of(path)
+    if kind not in WRITERS:
+        raise DataError(f"{path}: cannot write '{kind}'. Known: {', '.join(WRITERS)}.")
+    if bits not in LEVELS:
+        raise DataError(f"bits={bits}: allowed are 8 and 16.")
+    array = pixels.detach().to("cpu", torch.float32).numpy()
+    facts = {
+        **provenance,
+        "synthetic": True,
+        "software": f"verisim {verisim.__version__}",
+        "range": [spec.low, spec.high],
+        "bits": bits,
+        "modality": spec.modality,
+        "spacing": list(spec.spacing) if spec.spacing else None,
+        "affine": None if affine is None else np.asarray(affine, dtype=np.float64).tolist(),
+    }
+    try:
+        json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: provenance must be JSON (texts, finite numbers, lists): {error}."
+        ) from error
+    job = _Job(array, spec, facts, affine, bits, place or DicomPlace(), path)
+    atomic_write(path, WRITERS[kind](job))
+
+
+def _png(job: _Job) -> bytes:
+    """8-bit grey or RGB, 16-bit grey."""
+    if job.spec.spatial_dims != 2:
+        raise DataError(f"{job.path}: PNG holds 2D images; this one is {job.spec.size}. Write .nii.gz.")
+    levels = job.grey_levels()
+    if len(levels) == 3 and job.bits == 16:
+        raise DataError(f"{job.path}: PNG is written with 16 bits for grey only. Use bits=8 for colour.")
+    _require_channels(job, (1, 3))
+    image = Image.fromarray(
+        levels[0] if len(levels) == 1 else np.ascontiguousarray(np.moveaxis(levels, 0, -1))
+    )
+    info = PngInfo()
+    info.add_text("Comment", f"synthetic image, not a patient; made by {job.provenance['software']}")
+    info.add_text("Software", job.provenance["software"])
+    info.add_text("verisim", json.dumps(job.provenance, sort_keys=True))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _nifti(job: _Job, packed: bool) -> bytes:
+    """One channel, float32, exact; a 2D image becomes one slice."""
+    _require_channels(job, (1,))
+    volume = job.pixels[0] if job.spec.spatial_dims == 3 else job.pixels[0][None]
+    return write_nifti(volume, job.affine, job.spec.spacing, job.provenance, packed)
+
+
+def _dicom(job: _Job) -> bytes:
+    """Secondary Capture; a volume becomes one multi-frame file."""
+    _require_channels(job, (1, 3) if job.spec.spatial_dims == 2 and job.bits == 8 else (1,))
+    levels = job.grey_levels()
+    stored = levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, -1)
+    return dicom_bytes(stored, job.affine, job.spec.spacing, job.provenance, job.place)
+
+
+def _npz(job: _Job) -> bytes:
+    """The numbers as they are."""
+    arrays = {"image": job.pixels, "verisim": np.array(json.dumps(job.provenance, sort_keys=True))}
+    if job.affine is not None:
+        arrays["affine"] = np.asarray(job.affine, dtype=np.float64)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _require_channels(job: _Job, allowed: Sequence[int]) -> None:
+    if len(job.pixels) not in allowed:
+        names = " or ".join(map(str, allowed))
+        raise DataError(f"{job.path}: {len(job.pixels)} channels; this format and depth takes {names}. Write "
+                        "one file per channel, or .npz.")  # fmt: skip
+
+
+WRITERS: dict[str, Callable[[_Job], bytes]] = {
+    ".png": _png,
+    ".nii": lambda job: _nifti(job, packed=False),
+    ".nii.gz": lambda job: _nifti(job, packed=True),
+    ".dcm": _dicom,
+    ".npz": _npz,
+}
+
+
+def read_provenance(path: Path | str) -> dict:
+    """What made this file; DataError if it does not say."""
+    found = read_image(path).meta.get("provenance", {})
+    if not found:
+        raise DataError(f"{path}: carries no provenance of verisim: a real image, another program's, or one "
+                        "that lost its header on the way.")  # fmt: skip
+    return found
+
+
+def write_samples(
+    folder: Path | str,
+    images: Images,
+    provenance: Mapping,  # of all images; each file adds its index
+    *,
+    suffix: str | None = None,  # ".png", ".nii.gz", ".dcm", ".npz"; None: .png in 2D, .nii.gz in 3D
+    class_names: Sequence[str] = (),  # name of class 0, 1, ...
+    bits: int = 8,  # grey levels of PNG and DICOM
+    affine: np.ndarray | None = None,  # (4, 4), the same for all
+    overwrite: bool = False,  # replace the samples of an earlier call
+) -> list[Path]:
+    """Write all images, manifest.csv and provenance.json, so that load_images reads the folder again.
+
+    The manifest has the columns image, label, synthetic, seed, index.
+    """
+    folder = Path(folder)
+    if (folder / "manifest.csv").exists() and not overwrite:
+        raise DataError(f"{folder}: holds a manifest.csv already. Choose another folder, or overwrite=True "
+                        "(--overwrite).")  # fmt: skip
+    suffix = suffix or (".png" if images.spec.spatial_dims == 2 else ".nii.gz")
+    digits = max(4, len(str(max(len(images) - 1, 0))))
+    place, paths, rows = DicomPlace(), [], []
+    for i in range(len(images)):
+        name = f"sample_{i:0{digits}d}{suffix}"
+        label = "" if images.labels is None else str(int(images.labels[i]))
+        label = class_names[int(label)] if label and class_names else label
+        facts = {**provenance, "index": i, **({"label": label} if label else {})}
+        write_image(folder / name, images.pixels[i], images.spec, facts, affine, bits=bits,
+                    place=replace(place, number=i + 1))  # fmt: skip
+        paths.append(folder / name)
+        rows.append([name, label, "yes", str(provenance.get("seed", "")), str(i)])
+    text = json.dumps({**provenance, "synthetic": True, "images": len(images)}, indent=2, sort_keys=True)
+    atomic_write(folder / "provenance.json", text.encode())
+    table = io.StringIO()
+    csv.writer(table).writerows([["image", "label", "synthetic", "seed", "index"], *rows])
+    atomic_write(folder / "manifest.csv", table.getvalue().encode())
+    return paths

@@ -1,0 +1,157 @@
+"""Do synthetic images train a useful classifier? Labels in, AUC and balanced accuracy on real images out.
+
+TRTR  train on real, test on real         the reference
+TSTR  train on synthetic, test on real    does the synthetic set carry the label's signs?
+TRTS  train on real, test on synthetic    do synthetic images show their label to a real-trained reader?
+gain  train on real + synthetic, minus TRTR
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verisim.data.spec import Images
+from verisim.errors import VerisimError
+from verisim.metrics.bootstrap import Estimate, difference, from_draws, resample_weights
+from verisim.metrics.c2st import pairwise_wins
+from verisim.metrics.judges import JudgeSettings, fit, logits
+from verisim.seeding import derive_seed
+
+LEAST = 8  # images of each class
+
+
+@dataclass(frozen=True)
+class Scores:
+    """AUC (one against the rest, mean over classes) and balanced accuracy, with their bootstrap draws."""
+
+    auc: Estimate
+    accuracy: Estimate
+    auc_draws: Tensor  # (B,)
+
+    def as_dict(self) -> dict:
+        return {"auc": self.auc.as_dict(), "balanced_accuracy": self.accuracy.as_dict()}
+
+
+def check_labels(images: Images, where: str) -> Tensor:
+    """The labels (N,), or a VerisimError: none, only one class, or too few of one."""
+    if images.labels is None:
+        raise VerisimError(
+            f"utility, {where}: the images have no labels. Name a label column of the manifest."
+        )
+    counts = torch.bincount(images.labels)
+    present = (counts > 0).nonzero().flatten().tolist()
+    if len(present) < 2:
+        raise VerisimError(
+            f"utility, {where}: only one class ({present}) among {len(images)} images, so there is nothing to "
+            f"tell apart. Give a label column with at least two classes."
+        )
+    few = {c: int(counts[c]) for c in present if counts[c] < LEAST}
+    if few:
+        raise VerisimError(f"utility, {where}: at least {LEAST} images per class are needed, got {few}.")
+    return images.labels
+
+
+def macro_scores(score: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float, Tensor, Tensor]:
+    """AUC and balanced accuracy (plug-in), and their draws for weights (B, N); score (N, K) logits."""
+    aucs, recalls, auc_d, rec_d = [], [], [], []
+    hit = (score.argmax(1) == labels).double()
+    for c in labels.unique().tolist():
+        rest = torch.cat((score[:, :c], score[:, c + 1 :]), 1).logsumexp(1)
+        odds, mine = score[:, c] - rest, labels == c
+        wins = pairwise_wins(odds[mine], odds[~mine])
+        wp, wn = weights[:, mine], weights[:, ~mine]
+        aucs.append(float(wins.mean()))
+        auc_d.append(((wp @ wins) * wn).sum(1) / (wp.sum(1) * wn.sum(1)))
+        recalls.append(float(hit[mine].mean()))
+        rec_d.append((wp @ hit[mine]) / wp.sum(1))
+    k = len(aucs)
+    return sum(aucs) / k, sum(recalls) / k, torch.stack(auc_d).mean(0), torch.stack(rec_d).mean(0)
+
+
+def train_and_test(
+    train: Images,
+    test: Images,
+    settings: JudgeSettings,
+    seed: int = 0,
+    n_seeds: int = 3,
+    draws: int = 1000,
+    num_classes: int | None = None,
+) -> Scores:
+    """Mean over seeds of a classifier trained on one labelled set and tested on another."""
+    y_train, y_test = check_labels(train, "training set"), check_labels(test, "test set")
+    train.require_same_spec(test, "utility")
+    if unseen := set(y_test.tolist()) - set(y_train.tolist()):
+        raise VerisimError(f"utility: classes {sorted(unseen)} are tested but never trained on.")
+    k = num_classes or int(max(y_train.max(), y_test.max())) + 1
+    rng = torch.Generator().manual_seed(derive_seed("utility bootstrap", seed, len(test)))
+    weights = resample_weights(len(test), draws, rng, test.patients)  # shared, so that gains are paired
+    results = []
+    for s in range(n_seeds):
+        net = fit_present(train, y_train, k, settings, derive_seed("utility", seed, s))
+        results.append(macro_scores(logits(net, test.pixels.float()), y_test, weights))
+    a, b = sum(r[0] for r in results) / n_seeds, sum(r[1] for r in results) / n_seeds
+    da, db = torch.stack([r[2] for r in results]).mean(0), torch.stack([r[3] for r in results]).mean(0)
+    ok = torch.isfinite(da) & torch.isfinite(db)  # a resample may lack a class
+    return Scores(from_draws(a, da[ok]), from_draws(b, db[ok]), da)
+
+
+def fit_present(train: Images, labels: Tensor, k: int, settings: JudgeSettings, seed: int) -> torch.nn.Module:
+    """Fit with the k classes 0...k-1; an error names those without an image."""
+    counts = torch.bincount(labels, minlength=k)
+    if bool((counts == 0).any()):
+        raise VerisimError(
+            f"utility: no training image of class {(counts == 0).nonzero().flatten().tolist()}."
+        )
+    return fit(train.pixels.float(), labels, k, settings, seed, train.patients)
+
+
+def join(a: Images, b: Images) -> Images:
+    """Both labelled sets as one; images without a patient become their own."""
+    a.require_same_spec(b, "utility, real + synthetic")
+    if a.labels is None or b.labels is None:
+        raise VerisimError("utility, real + synthetic: both sets need labels.")
+    patients = tuple(a.patients or [f"a{i}" for i in range(len(a))])
+    patients += tuple(b.patients or [f"b{i}" for i in range(len(b))])
+    return Images(torch.cat((a.pixels, b.pixels)), a.spec, torch.cat((a.labels, b.labels)), patients)
+
+
+def utility(
+    real_train: Images,
+    real_test: Images,
+    synthetic: Images,
+    settings: JudgeSettings | None = None,
+    seed: int = 0,
+    n_seeds: int = 3,
+    draws: int = 1000,
+    class_names: Sequence[str] | None = None,
+) -> dict:
+    """The four experiments of this file; JSON-able.
+
+    `synthetic` carries the label each image was made for. `gain` is the paired difference in AUC.
+    """
+    settings = settings or JudgeSettings()
+
+    def run(train: Images, test: Images) -> Scores:
+        return train_and_test(train, test, settings, seed, n_seeds, draws)
+
+    trtr = run(real_train, real_test)
+    both = run(join(real_train, synthetic), real_test)
+    paired = torch.isfinite(trtr.auc_draws) & torch.isfinite(both.auc_draws)
+    spread = difference(both.auc_draws[paired], trtr.auc_draws[paired])
+    gain = Estimate(both.auc.value - trtr.auc.value, spread.low, spread.high, spread.se)
+    return {
+        "trtr": trtr.as_dict(),
+        "tstr": run(synthetic, real_test).as_dict(),
+        "trts": run(real_train, synthetic).as_dict(),
+        "real_plus_synthetic": both.as_dict(),
+        "gain_auc": gain.as_dict(),
+        "n_real_train": len(real_train),
+        "n_real_test": len(real_test),
+        "n_synthetic": len(synthetic),
+        "classes": list(class_names) if class_names else sorted(set(check_labels(real_train, "").tolist())),
+        "n_seeds": n_seeds,
+    }

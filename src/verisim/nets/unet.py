@@ -1,0 +1,204 @@
+"""The U-Net that every diffusion model of this package denoises with, in 2D and 3D.
+
+Ho 2020 (appendix B) in its later form: FiLM from the noise level (Dhariwal 2021, section 3), resampling
+inside the residual block (Song 2021; Karras 2022), attention where flagged.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from verisim.errors import VerisimError
+from verisim.nets.blocks import (
+    CHANNELS_LAST,
+    CONV,
+    Block,
+    EmbeddingKind,
+    NoiseEmbedding,
+    Padding,
+    Resample,
+    channels_last,
+    convolution,
+    zeroed,
+)
+from verisim.nets.norm import GroupNorm
+
+SkipKind = Literal["concat", "average"]
+
+
+class UNet(nn.Module):
+    """Image (B, C, *S), noise level and class -> image (B, C', *S); the output is 0 at the start.
+
+    Every side of S must be a multiple of `stride` = patch * 2^(levels - 1).
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,  # 2 or 3
+        in_channels: int,  # C of the input image
+        out_channels: int,  # C' of the output image
+        channels: tuple[int, ...],  # width of each level, finest first; each level halves the size
+        blocks: int = 2,  # residual blocks per level, on the way down and again on the way up
+        attention: tuple[bool, ...] | None = None,  # self-attention per level; None = the coarsest only
+        head_channels: int = 64,  # channels per attention head; divides the width where it attends
+        num_classes: int = 0,  # classes 0...num_classes - 1, then the null class; 0 = unconditional
+        dropout: float = 0.0,  # probability inside the residual blocks
+        embedding: EmbeddingKind = "fourier",  # "sinusoidal" where c_noise is a step number 0...999
+        skip: SkipKind = "concat",  # "average": fewer operations, less memory
+        patch: int = 1,  # side of the pixel patch folded into channels at entry: patch^dims times cheaper
+        padding: Padding = "zeros",  # "circular" wraps around, for periodic images
+        channels_last_: bool=True,
+        checkpointing: bool = False,  # recompute blocks in the backward pass: less memory, a third slower
+    ) -> None:
+        super().__init__()
+        levels = len(channels)
+        attends = (*[False] * (levels - 1), True) if attention is None else tuple(map(bool, attention))
+        check_settings(spatial_dims, channels, blocks, attends, skip, patch)
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.patch = patch
+        self.checkpointing = checkpointing
+        self.stride = patch * 2 ** (levels - 1)
+
+        width = 4 * channels[0]
+        folded = patch**spatial_dims
+        average = skip == "average"
+        self.embedding = NoiseEmbedding(width, embedding, 2 * channels[0], num_classes)
+        self.conv_in = convolution(spatial_dims, in_channels * folded, channels[0], padding=padding)
+
+        def block(a: int, level: int, skip: int = 0, move: Resample = "keep", attend: bool = True) -> Block:
+            return Block(
+                dims=spatial_dims,
+                in_channels=a,
+                out_channels=channels[level],
+                embedding=width,
+                skip_channels=skip,
+                average=average,
+                resample=move,
+                head_channels=head_channels if attend and attends[level] else 0,
+                dropout=dropout,
+                padding=padding,
+            )
+
+        down, up = [], []
+        now = channels[0]
+        for i in range(levels):  # finest to coarsest; the first block of a level goes down to it
+            for k in range(blocks):
+                down.append(block(now, i, move="down" if i > 0 and k == 0 else "keep"))
+                now = channels[i]
+        middle = [block(now, levels - 1), block(now, levels - 1, attend=False)]
+        for i in reversed(range(levels)):  # each block takes the output of its mirror image
+            for k in range(blocks):
+                move: Resample = "up" if i < levels - 1 and k == 0 else "keep"
+                up.append(block(now, i, skip=channels[i], move=move))
+                now = channels[i]
+        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
+        self.norm_out = GroupNorm(channels[0])
+        self.conv_out = zeroed(convolution(spatial_dims, now, out_channels * folded, padding=padding))
+        if channels_last_:
+            self.to(memory_format=CHANNELS_LAST[spatial_dims + 2])
+        self.channels_last=channels_last_
+
+    def min_feature_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Size of the coarsest feature map for images of this size; VerisimError if size is illegal."""
+        check_size(size, self.stride)
+        return tuple(s // self.stride for s in size)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """x (B, C, *S), c_noise (B,) float32, label (B,) int64 or None (null class) -> (B, C', *S).
+
+        The result has the dtype of x outside autocast. A label in a net without classes, or a size that
+        is no multiple of `stride`, is a VerisimError.
+        """
+        check_size(tuple(x.shape[2:]), self.stride)
+        emb = self.embedding(c_noise, self.check_label(label, x))  # (B, E)
+        h = self.conv_in(fold(x.to(self.conv_in.weight.dtype), self.patch))
+        h = channels_last(h) if self.channels_last else h  # (B, C_0, *S / patch)
+        skips = []
+        for block in self.down:
+            h = self.run(block, h, emb)
+            skips.append(h)
+        for block in self.middle:
+            h = self.run(block, h, emb)
+        for block in self.up:
+            h = self.run(block, h, emb, skips.pop())
+        h = self.conv_out(self.norm_out(h))
+        return unfold(h, self.patch).to(x.dtype).contiguous()
+
+    def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """block(*inputs), recomputed in the backward pass if `checkpointing`."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def check_label(self, label: Tensor | None, x: Tensor) -> Tensor | None:
+        """label, the null class in its place if None, or None for a net without classes."""
+        if self.num_classes == 0:
+            if label is not None:
+                raise VerisimError(
+                    "This U-Net was built without classes (num_classes=0) but got a label. "
+                    "Pass label=None or build it with num_classes."
+                )
+            return None
+        if label is None:
+            return torch.full((len(x),), self.num_classes, dtype=torch.long, device=x.device)
+        return label
+
+
+def fold(x: Tensor, p: int) -> Tensor:
+    """Patches of p pixels a side become channels: (B, C, *S) -> (B, C p^d, *S / p)."""
+    if p == 1:
+        return x
+    b, c, *size = x.shape
+    d = len(size)
+    x = x.reshape(b, c, *[n for s in size for n in (s // p, p)])  # (B, C, S1/p, p, S2/p, p, ...)
+    inner = [3 + 2 * i for i in range(d)]
+    outer = [2 + 2 * i for i in range(d)]
+    return x.permute(0, 1, *inner, *outer).reshape(b, c * p**d, *[s // p for s in size])
+
+
+def unfold(x: Tensor, p: int) -> Tensor:
+    """The inverse of fold: (B, C p^d, *S / p) -> (B, C, *S)."""
+    if p == 1:
+        return x
+    b, c, *size = x.shape
+    d = len(size)
+    x = x.reshape(b, c // p**d, *[p] * d, *size)  # (B, C, p, p, ..., S1/p, S2/p, ...)
+    order = [n for i in range(d) for n in (2 + d + i, 2 + i)]
+    return x.permute(0, 1, *order).reshape(b, c // p**d, *[s * p for s in size])
+
+
+def check_size(size: tuple[int, ...], stride: int) -> None:
+    """Raise VerisimError, naming the nearest legal sizes, unless each side is a multiple of stride."""
+    if all(s > 0 and s % stride == 0 for s in size):
+        return
+    below = tuple(max(stride, s // stride * stride) for s in size)
+    above = tuple(max(stride, -(-s // stride) * stride) for s in size)
+    nearest = " or ".join(dict.fromkeys("x".join(map(str, s)) for s in (below, above)))
+    raise VerisimError(
+        f"U-Net: an image of {'x'.join(map(str, size))} cannot be halved evenly; every side must be a "
+        f"multiple of {stride} (patch times 2 per level). Nearest legal: {nearest}. "
+        f"Resize or pad the images, or use fewer levels."
+    )
+
+
+def check_settings(
+    dims: int, channels: tuple[int, ...], blocks: int, attends: tuple[bool, ...], skip: str, patch: int
+) -> None:
+    """Raise VerisimError for settings that describe no network."""
+    if dims not in CONV:
+        raise VerisimError(f"U-Net: spatial_dims={dims}; it must be 2 or 3.")
+    if not channels or min(channels) < 1:
+        raise VerisimError(f"U-Net: channels={tuple(channels)}; give one positive width per level.")
+    if blocks < 1 or patch < 1:
+        raise VerisimError(f"U-Net: blocks={blocks}, patch={patch}; both must be 1 or more.")
+    if len(attends) != len(channels):
+        raise VerisimError(
+            f"U-Net: attention has {len(attends)} flags for {len(channels)} levels. Give one per level."
+        )
+    if skip not in ("concat", "average"):
+        raise VerisimError(f"U-Net: unknown skip '{skip}'. Known: average, concat.")

@@ -1,0 +1,186 @@
+"""Source 004: GAN, VAE, autoregressive and diffusion models for chest X-rays, compared fairly.
+
+Every system is trained in the source's literal form and in the corrected form, with the same processor
+time, several seeds, at one size; all are judged on held-out patients by the fair protocol, beside
+controls that must come out best (real images) and worst (noise).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from verisim.data.folder import Dataset
+from verisim.data.mosaic import save_mosaic
+from verisim.errors import VerisimError
+from verisim.metrics.protocols.fair import PRESETS, rank
+from verisim.models.autoregressive.baselines import left_neighbour_laplace_bits, pixel_histogram_bits
+from verisim.reports.html import comparison_report
+from verisim.reproductions.cxr_claims import claims
+from verisim.reproductions.result import Options, Result
+from verisim.reproductions.runs import Job, train_all
+from verisim.tasks.comparison import compare, held_out
+from verisim.tasks.contestants import Contestant, from_model
+from verisim.training.source import DataSettings, open_dataset
+
+LITERAL = {"gan": "X-G0", "vae": "X-V0", "autoregressive": "X-A0", "diffusion": "X-D0"}
+CORRECTED = {"gan": "X-G-fix", "vae": "X-V-fix", "autoregressive": "X-A-fix", "diffusion": "X-D-fix"}
+SYSTEMS = (*LITERAL.values(), *CORRECTED.values())
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done."""
+
+    sizes: tuple[int, ...]
+    seeds: int
+    minutes: float  # processor minutes per run; 0 = the recipe's own budget
+    variant: str
+    count: int  # images drawn per run
+    preset: str  # of the fair protocol
+    phantoms: int  # number of phantoms where no folder is given
+
+
+SCALES = {
+    "smoke": Scale((16,), 1, 0.05, "small", 60, "quick", 300),
+    "small": Scale((32, 64), 3, 3.0, "small", 500, "full", 2500),
+    "full": Scale((64, 128), 3, 0.0, "full", 5000, "full", 20000),
+}
+
+
+def run(options: Options) -> Result:
+    """Train what is not trained yet, judge, and write figures and report."""
+    return run_at(options, SCALES[options.scale], "004", SYSTEMS)
+
+
+def run_at(options: Options, scale: Scale, name: str, known: tuple[str, ...]) -> Result:
+    """The comparison of the `known` systems (or those that options name) at a scale."""
+    systems = options.systems or known
+    unknown = sorted(set(systems) - set(known))
+    if unknown:
+        raise VerisimError(f"{unknown[0]} is not part of this comparison. It has: {', '.join(known)}.")
+    scale = replace(
+        scale,
+        sizes=options.sizes or scale.sizes,
+        seeds=options.seeds or scale.seeds,
+        minutes=options.minutes or scale.minutes,
+    )
+    numbers: dict[str, Any] = {}
+    found, reports = [], []
+    for size in scale.sizes:
+        data = data_settings(options, scale, size)
+        dataset = open_dataset(data)
+        contestants = contestants_of(options, scale, data, dataset, systems)
+        results = compare(
+            contestants, dataset, PRESETS[scale.preset], anatomy="chest", progress=_progress(size)
+        )
+        results["baselines"] = _bits_baselines(dataset)
+        results["verdict"] = rank(results)
+        numbers[str(size)] = _committable(results)
+        found += claims(results, size)
+        reports.append(_pictures(options, name, size, results, contestants, dataset))
+    notes = [
+        f"images: {Path(options.data).name if options.data else 'phantoms'}",
+        f"training seeds: {scale.seeds}; processor minutes per run: {scale.minutes or 'as in the recipes'}; "
+        f"one thread per run; {scale.count} samples per run",
+        "corrected systems are class-conditional and draw classes by training frequency; literal ones are not",
+    ]
+    return Result(name, options.scale, found, numbers, notes, reports[0])
+
+
+def data_settings(options: Options, scale: Scale, size: int) -> DataSettings:
+    """The user's folder, labelled by its `group` column, or phantoms labelled by findings."""
+    label = "group" if options.data else "label"
+    return DataSettings(folder=options.data, count=scale.phantoms, size=size, label=label)
+
+
+def jobs(out: Path, data: DataSettings, systems: tuple[str, ...], scale: Scale) -> list[Job]:
+    """One training run per system and seed, in OUT/runs/SIZE."""
+    wanted = []
+    for seed in range(scale.seeds):
+        for system in systems:
+            overrides: dict[str, str | int | float] = {
+                "data.folder": data.folder,
+                "data.count": data.count,
+                "data.size": data.size,
+                "data.label": data.label if system in CORRECTED.values() else "",
+                "training.seed": seed,
+                "training.sample_minutes": 0,
+            }
+            if scale.minutes:
+                overrides |= {"training.max_minutes": scale.minutes, "training.clock": "cpu"}
+            folder = out / "runs" / str(data.size) / f"{system}@{seed}"
+            wanted.append(Job(system, scale.variant, folder, overrides))
+    return wanted
+
+
+def contestants_of(
+    options: Options, scale: Scale, data: DataSettings, dataset: Dataset, systems: tuple[str, ...]
+) -> list[Contestant]:
+    """Trained (where not done before) and sampled (likewise) systems, all seeds."""
+    wanted = jobs(options.out, data, systems, scale)
+    train_all(wanted)
+    real = held_out(dataset)
+    found = []
+    for seed, job in enumerate(wanted):
+        cache = options.out / "samples" / str(data.size) / f"{job.folder.name}.safetensors"
+        Console(stderr=True).print(f"sampling {job.folder.name}", markup=False, highlight=False)
+        found.append(from_model(job.folder, job.folder.name, scale.count, real, seed=seed, cache=cache))
+    return found
+
+
+def _progress(size: int):
+    console = Console(stderr=True)
+
+    def show(what: str, done: int, total: int) -> None:
+        console.print(f"{size} px: judging {done}/{total} {what}", markup=False, highlight=False)
+
+    return show
+
+
+def _bits_baselines(dataset: Dataset) -> dict[str, float]:
+    """Bits per dimension of two models that know no shapes."""
+    train, test = dataset["train"].quantise().pixels, held_out(dataset).pixels
+    return {
+        "pixel histogram": float(pixel_histogram_bits(train, test).double().mean()),
+        "left neighbour": float(left_neighbour_laplace_bits(train, test).double().mean()),
+    }
+
+
+def _committable(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without the indices of nearest training images, which belong to local reports."""
+    text = json.loads(json.dumps(results))
+    for row in [*text["rows"].values(), *text["controls"].values()]:
+        for space in row["memorisation"].values():
+            space.pop("nearest", None)
+    return text
+
+
+def _pictures(
+    options: Options,
+    run: str,
+    size: int,
+    results: dict[str, Any],
+    contestants: list[Contestant],
+    dataset: Dataset,
+) -> Path:
+    """A grid of samples per system (committable) and the HTML report (local: it shows real images)."""
+    folder = options.results / "figures" / f"{run}.{options.scale}"
+    for c in contestants:
+        if c.name.endswith("@0"):
+            save_mosaic(folder / f"{c.name[:-2]}.{size}.png", c.images.pixels[:32], 8, scale=1)
+    path = options.out / f"report.{size}.html"
+    comparison_report(
+        path,
+        results,
+        samples={c.name: c.images for c in contestants},
+        real=held_out(dataset),
+        runs={c.name: {**c.facts, "metrics": c.metrics} for c in contestants},
+        title=f"Chest X-ray generators at {size} pixels",
+        notes=[],
+    )
+    return path

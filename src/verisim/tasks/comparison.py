@@ -1,0 +1,84 @@
+"""Judge several generators on the same real images: one dictionary of results, one report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from verisim.data.folder import Dataset
+from verisim.data.spec import Images
+from verisim.errors import VerisimError
+from verisim.metrics.judges import JudgeSettings
+from verisim.metrics.protocols.fair import FairSettings, Progress, evaluate_fair, summarise
+from verisim.metrics.utility import utility
+from verisim.phantoms import PHANTOMS
+from verisim.tasks.contestants import Contestant
+
+
+def held_out(dataset: Dataset) -> Images:
+    """Test images together with validation images, which none of the models here uses."""
+    parts = [dataset.splits[s] for s in ("test", "val") if s in dataset.splits]
+    if not parts:
+        raise VerisimError(
+            "There are no held-out images: the data have no test split. Let one be made by leaving the "
+            "split column empty, or mark some patients as 'test' in manifest.csv."
+        )
+    if len(parts) == 1:
+        return parts[0].quantise()
+    a, b = parts
+    labels = None if a.labels is None or b.labels is None else torch.cat([a.labels, b.labels])
+    patients = None if a.patients is None or b.patients is None else a.patients + b.patients
+    names = None if a.names is None or b.names is None else a.names + b.names
+    return replace(
+        a, pixels=torch.cat([a.pixels, b.pixels]), labels=labels, patients=patients, names=names
+    ).quantise()
+
+
+def compare(
+    contestants: Sequence[Contestant],
+    dataset: Dataset,
+    settings: FairSettings,
+    *,
+    anatomy: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """All numbers of the fair protocol, with utility, likelihood, cost and anatomy, ready for JSON.
+
+    anatomy: name of the phantom whose measurements apply to these images (e.g. chest); empty = none.
+    """
+    train, test = dataset["train"].quantise(), held_out(dataset)
+    names = [c.name for c in contestants]
+    if len(set(names)) < len(names):
+        raise VerisimError(f"Two of the compared sets share a name: {', '.join(sorted(names))}. Rename one.")
+    results = evaluate_fair({c.name: c.images for c in contestants}, train, test, settings, progress)
+    results["summary"] = summarise(results)
+    results["facts"] = {c.name: c.facts for c in contestants}
+    if anatomy:
+        sets = {"real": test, **{c.name: c.images for c in contestants}}
+        results["anatomy"] = {k: anatomy_statistics(v, anatomy) for k, v in sets.items()}
+    if train.labels is not None and test.labels is not None:
+        results["utility"] = {c.name: _utility(c, train, test, settings, dataset) for c in contestants}
+    return results
+
+
+def _utility(
+    contestant: Contestant, train: Images, test: Images, settings: FairSettings, dataset: Dataset
+) -> dict[str, Any]:
+    """Train on synthetic, test on real; or the reason why that cannot be measured."""
+    judge = JudgeSettings(steps=settings.c2st_steps, width=settings.judge_width)
+    try:
+        return utility(
+            train, test, contestant.images, judge, settings.seed, settings.n_seeds, settings.bootstrap,
+            dataset.class_names,
+        )  # fmt: skip
+    except VerisimError as e:
+        return {"value": None, "reason": str(e)}
+
+
+def anatomy_statistics(images: Images, anatomy: str) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of what the phantom's measurement reads from each image."""
+    measured = PHANTOMS[anatomy].measure(images)
+    return {k: {"mean": float(v.mean()), "std": float(v.std())} for k, v in measured.items()}

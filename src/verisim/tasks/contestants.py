@@ -1,0 +1,112 @@
+"""What is compared: images of a trained model or of a folder, with what they cost and how likely they find real ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verisim.data.folder import load_images
+from verisim.data.spec import Images, ImageSpec
+from verisim.errors import VerisimError
+from verisim.hub.weights import load_model
+from verisim.models.base import GenerativeModel
+from verisim.roles import Likelihood
+from verisim.seeding import generator
+from verisim.tasks.generation import generate
+from verisim.training.checkpoint import load_state, read_metadata, save_state
+
+BITS_IMAGES = 64  # held-out images whose likelihood is measured
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One set of images to be judged."""
+
+    name: str  # e.g. X-D-fix@0: recipe and training seed
+    images: Images  # in [-1, 1], 8-bit levels
+    facts: dict[str, Any] = field(default_factory=dict)  # cost, parameters, bits per dimension ...
+    metrics: Path | None = None  # its metrics.jsonl
+
+
+def from_model(
+    path: Path, name: str, n: int, held_out: Images, *, seed: int = 0, cache: Path | None = None
+) -> Contestant:
+    """Draw n images from a run folder or weights file and measure cost and likelihood.
+
+    With `cache` the result is kept there and reused while the weights, n and seed are the same.
+    """
+    weights = path / "weights.safetensors" if path.is_dir() else path
+    metrics = path / "metrics.jsonl" if path.is_dir() else None
+    key = f"{read_metadata(weights).get('sha256', '')} {n} {seed}" if weights.exists() else ""
+    if cache is not None and cache.exists() and read_metadata(cache).get("key") == key:
+        state = load_state(cache)
+    else:
+        state = _draw(path, n, held_out, seed)
+        if cache is not None:
+            save_state(cache, state, header={"key": key})
+    images = Images(state["pixels"].float(), held_out.spec, state["labels"])
+    return Contestant(name, images.quantise(), state["facts"], metrics)
+
+
+def _draw(path: Path, n: int, held_out: Images, seed: int) -> dict[str, Any]:
+    model, card = load_model(path)
+    if card.spec.shape != held_out.spec.shape:
+        raise VerisimError(
+            f"{path} makes images of {card.spec.size}, the real ones are {held_out.spec.size}. "
+            f"Compare at one size: --data.size {card.spec.size[-1]}."
+        )
+    made = generate(model, card, n, seed=seed)
+    facts = {
+        "recipe": card.recipe,
+        "family": model.family,
+        "model": card.model,
+        **{k: v for k, v in card.training.items() if k not in ("class_counts", "data_fingerprint")},
+        "samples_per_second": round(made.per_second, 3),
+        "sampling_threads": torch.get_num_threads(),
+        "likelihood": bits_per_dim(model, held_out),
+    }
+    return {"pixels": made.images.pixels, "labels": made.images.labels, "facts": facts}
+
+
+def bits_per_dim(model: GenerativeModel, held_out: Images) -> dict[str, Any] | None:
+    """Mean bits per dimension of held-out images with its standard error; None where not defined."""
+    if not isinstance(model, Likelihood):
+        return None
+    x = held_out.quantise().pixels[:BITS_IMAGES]
+    label = None
+    if model.num_classes and held_out.labels is not None:
+        label = held_out.labels[:BITS_IMAGES]
+    try:
+        bits = model.bits_per_dim(x, label, generator("bits", 0)).double()
+    except VerisimError as e:  # e.g. the model's likelihood is not one of 8-bit images
+        return {"bits_per_dim": None, "reason": str(e)}
+    return {
+        "bits_per_dim": float(bits.mean()),
+        "se": float(bits.std() / len(bits) ** 0.5),
+        "images": len(bits),
+        "upper_bound": bool(model.likelihood_is_bound),
+    }
+
+
+def from_folder(path: Path, name: str, spec: ImageSpec) -> Contestant:
+    """Images that something else made, from a folder."""
+    found = load_images(path, spec.size, channels=spec.channels, split=None)["all"]
+    images = Images(found.pixels, spec, found.labels, found.patients, found.names)
+    return Contestant(name, images.quantise(), {"family": "folder", "recipe": ""})
+
+
+def open_source(path: str, n: int, held_out: Images, *, seed: int = 0) -> Contestant:
+    """A run folder, a weights file, or a folder of images made elsewhere."""
+    where = Path(path)
+    if not where.exists():
+        raise VerisimError(f"{path} does not exist. Give run folders, weights files or folders of images.")
+    is_model = where.is_file() or (where / "config.yaml").exists() or (where / "weights.safetensors").exists()
+    name = where.name or str(where)
+    return (
+        from_model(where, name, n, held_out, seed=seed)
+        if is_model
+        else from_folder(where, name, held_out.spec)
+    )

@@ -1,0 +1,68 @@
+"""Reproductions run end to end at smoke scale, and their claims say what the numbers say."""
+
+import json
+
+import pytest
+
+from verisim.cli.main import main
+from verisim.metrics.bootstrap import Estimate
+from verisim.reproductions import REPRODUCTIONS, reproduction
+from verisim.reproductions.cxr_claims import claims
+from verisim.reproductions.result import Options
+from verisim.reproductions.runs import Job, train_all
+
+
+def test_smoke_comparison_and_artefact(tmp_path, capsys):
+    """Two literal and two corrected systems, trained for seconds, judged, reported; then the artefact."""
+    common = ["--scale", "smoke", "--out", str(tmp_path), "--minutes", "0.03"]
+    systems = "X-V0,X-V-fix,X-G0,X-G-fix"
+    assert main(["reproduce", "004", *common, "--systems", systems]) == 0
+    body = json.loads((tmp_path / "004.smoke.json").read_text())
+    names = {c["name"] for c in body["claims"]}
+    assert {"controls@16", "fix-VAE@16", "laterality@16"} <= names
+    rows = body["numbers"]["16"]["rows"]
+    assert set(rows) == {f"{s}@0" for s in systems.split(",")}
+    assert not any("nearest" in space for r in rows.values() for space in r["memorisation"].values())
+    assert (tmp_path / "report.16.html").exists()
+    assert (tmp_path / "figures" / "004.smoke" / "X-V-fix.16.png").exists()
+    assert "claims" in capsys.readouterr().out
+
+
+def summary(**aucs):
+    return {
+        name.replace("_", "-"): {
+            "kind": "generator",
+            "c2st": Estimate(v, v - 0.02, v + 0.02, 0.01).as_dict(),
+            "flags": {"laterality": 0, "memorisation": 0},
+        }
+        for name, v in aucs.items()
+    }
+
+
+def test_claims_follow_the_numbers():
+    """Better, worse and tied pairs give yes, no and undecided."""
+    table = summary(X_G_fix=0.7, X_G0=0.9, X_V_fix=0.9, X_V0=0.8, X_D_fix=0.6, X_D0=0.61)
+    found = {c.name: c.holds for c in claims({"summary": table, "facts": {}}, 32)}
+    assert found["fix-GAN@32"] is True and found["fix-VAE@32"] is False and found["fix-diffusion@32"] is None
+
+
+def test_failed_runs_are_named_with_their_reason(tmp_path):
+    """One run that cannot work does not hide among the others, and its log's last line is shown."""
+    from verisim.errors import VerisimError
+
+    job = Job("X-V-fix", "small", tmp_path / "bad", {"data.size": 4, "data.count": 20})
+    with pytest.raises(VerisimError, match=r"1 of 1 runs failed(.|\n)*at least 8 pixels"):
+        train_all([job])
+
+
+def test_unknown_system(tmp_path):
+    """A system that is not part of a comparison is refused with those that are."""
+    from verisim.errors import VerisimError
+
+    with pytest.raises(VerisimError, match="X-Z is not part"):
+        reproduction("004")(Options("smoke", tmp_path, tmp_path, systems=("X-Z",)))
+
+
+def test_registry_modules_exist():
+    """Every registered reproduction has a run function."""
+    assert all(callable(reproduction(name)) for name in REPRODUCTIONS)
