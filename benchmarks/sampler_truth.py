@@ -100,9 +100,9 @@ def monai_flow(data: Mixture, budget: int, noise: Tensor) -> Tensor:
 
     scheduler = RFlowScheduler(num_train_timesteps=1000, use_discrete_timesteps=True)
     scheduler.set_timesteps(budget)
-    times = [float(t) for t in scheduler.timesteps]
+    times = [int(t) for t in scheduler.timesteps]
     x = noise
-    for t, following in zip(times, [*times[1:], 0.0]):
+    for t, following in zip(times, [*times[1:], 0]):
         u = min(t / 1000, 1 - 1e-6)  # share of noise: x = (1 - u) x0 + u eps
         x0 = data.denoise(x / (1 - u), torch.full((len(x),), u / (1 - u)))
         x, _ = scheduler.step((x0 - x) / u, t, x, following)  # MONAI's velocity is x0 - eps
@@ -183,7 +183,8 @@ def measure(run: Run, data: Mixture, budget: int, noise: Tensor) -> dict[str, An
     mean, std = float(x.double().mean()), float(x.double().std())
     wrong = budget >= 250 and abs(std / data.std - 1) > 0.2
     failed = f"std {std:.3f} instead of {data.std:.3f}" if wrong else None
-    return {"w2": data.wasserstein(x), "mean": mean, "std": std, "failed": failed}
+    w2, mean, std = (float(f"{v:.4g}") for v in (data.wasserstein(x), mean, std))
+    return {"w2": w2, "mean": mean, "std": std, "failed": failed}
 
 
 def show(console: Console, title: str, cells: dict[str, dict[str, dict[str, Any]]]) -> None:
@@ -256,7 +257,7 @@ def main() -> None:
         "results": results,
     }
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(report, indent=1) + "\n")
+    OUT.write_text(json.dumps(report, indent=None).replace('}, "', '},\n"') + "\n")
     console.print(f"Wrote {OUT.relative_to(Path.cwd()) if OUT.is_relative_to(Path.cwd()) else OUT}")
 
 

@@ -6,6 +6,7 @@ from hostile import dicom, manifest, nifti, noise, png, png_folder, stack
 from PIL import Image
 
 from verisim.data.check import check
+from verisim.data.folder import load_images
 from verisim.errors import DataError
 
 
@@ -91,6 +92,17 @@ def test_values_and_label_columns(tmp_path):
     assert "Column 'label' holds one class only ('same')" in found
     assert report.images == 3 and report.counts["other files"] == {"label map or mask": 4}
     assert not any(t.startswith("Mixed") for t in found)
+
+
+def test_mixed_orientations(tmp_path):
+    """Volumes that are mirrored against each other are reported; the loader notes it too and turns nothing."""
+    for i in range(4):
+        nifti(tmp_path / f"{i}.nii", noise(i, (8, 8, 8)), np.diag([-1.0 if i == 3 else 1.0, 1, 1, 1]))
+    found = titles(check(tmp_path), "warning")
+    assert found["Mixed orientations (most are SAR); the others"] == ("SAL: 1 image(s) (3.nii)",)
+    data = load_images(tmp_path, (8, 8, 8), split=None)
+    assert any("images lie differently in space (3 SAR, 1 SAL)" in n for n in data.notes)
+    assert np.allclose(data["all"].pixels[3, 0].numpy(), noise(3, (8, 8, 8)).T / 127.5 - 1, atol=1e-6)
 
 
 def test_dicom(tmp_path):

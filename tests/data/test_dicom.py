@@ -5,7 +5,7 @@ import pytest
 from hostile import dicom, noise, stack
 from pydicom.encaps import encapsulate
 
-from verisim.data.dicom import head_meta
+from verisim.data.dicom_header import head_meta
 from verisim.data.readers import read_image
 from verisim.data.series import read_series
 from verisim.errors import DataError

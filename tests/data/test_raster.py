@@ -100,6 +100,11 @@ def test_truncated_and_misnamed(tmp_path):
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match=r"a\.png: damaged or truncated"):
         read_image(path)
+    for compression in (None, "zlib"):
+        tifffile.imwrite(tmp_path / "c.tif", noise(7, (99, 99)), compression=compression, rowsperstrip=8)
+        (tmp_path / "c.tif").write_bytes((tmp_path / "c.tif").read_bytes()[:-3000])
+        with pytest.raises(DataError, match="truncated"):
+            read_image(tmp_path / "c.tif")
     tifffile.imwrite(tmp_path / "t.tif", noise(8))
     (tmp_path / "t.tif").rename(tmp_path / "t.png")
     with pytest.raises(DataError, match=r"named \.png, but its content is TIF.*Rename it"):

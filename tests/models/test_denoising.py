@@ -290,7 +290,7 @@ def test_bad_sampling_options(options, message):
     ("settings", "message"),
     [
         ({"parametrisation": "epsilon", "noise": "lognormal"}, "counts training steps"),
-        ({"channels": (8, 8, 8), "attention": ()}, "fewer than 4 pixels"),
+        ({"channels": (8, 8, 8), "attention": (False,) * 3}, "fewer than 4 pixels"),
         ({"sigma_data": 0.0}, "Constant images"),
         ({"parametrisation": "w"}, "Unknown parametrisation"),
     ],

@@ -63,7 +63,7 @@ def test_sampling_is_cached_by_weights(dataset, run, tmp_path):
 def test_other_size_is_refused(run):
     """Judging 16-pixel samples against 32-pixel images would compare resolutions, not models."""
     other = Images(torch.zeros(4, 1, 32, 32), ImageSpec((32, 32)))
-    with pytest.raises(VerisimError, match="--data.size 16"):
+    with pytest.raises(VerisimError, match=r"--data\.size 16"):
         from_model(run.path, "vae", 4, other)
 
 

@@ -72,5 +72,5 @@ def test_nan_samples_are_reported(monkeypatch):
 def test_unknown_sampling_option_is_named():
     """An option that the family has not is refused with those it has."""
     model, _ = made()
-    with pytest.raises(VerisimError, match="no sampling option 'temprature'.*Did you mean 'temperature'"):
+    with pytest.raises(VerisimError, match=r"no sampling option 'temprature'.*Did you mean 'temperature'"):
         model.configure_sampling(temprature=1.0)

@@ -135,7 +135,7 @@ def test_stream_covers_each_pass_once(noise_images):
     one = BatchStream(noise_images, 10, 10, lambda: 0, seed=3)
     seen = torch.cat([one.indices(k) for k in range(10)])
     assert sorted(seen.tolist()) == list(range(100))
-    ranks = [BatchStream(noise_images, 5, 10, lambda: 0, 3, r, 2) for r in range(2)]
+    ranks = [BatchStream(noise_images, 5, 10, lambda: 0, 3, lambda r=r: (r, 2)) for r in range(2)]
     both = torch.cat([torch.cat([r.indices(k) for r in ranks]) for k in range(10)])
     assert torch.equal(both, seen)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from verisim.cli.parser import Parser
 
@@ -61,9 +62,7 @@ def _data_of_first_run(parser: Parser, argv: list[str]) -> None:
             return
 
 
-def write(
-    path: Path, results: dict, contestants: list, real: object, title: str = "Which generator?"
-) -> Path:
+def write(path: Path, results: dict, contestants: list, real: Any, title: str = "Which generator?") -> Path:
     """The HTML report of a comparison."""
     from verisim.reports.html import comparison_report
 

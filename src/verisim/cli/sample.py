@@ -14,6 +14,8 @@ EXAMPLES = """\
   verisim sample runs/first -n 8 --class pneumonia --guidance 2 --steps 10
 """
 
+SUFFIXES = {"png": ".png", "nifti": ".nii.gz", "dicom": ".dcm", "npz": ".npz"}
+
 
 def main(argv: list[str]) -> int:
     from verisim.data.mosaic import save_mosaic
@@ -32,7 +34,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=str, default="samples", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images")
     parser.add_argument("--class", type=str, default="", dest="label", help="class name or number")
-    parser.add_argument("--format", type=str, default="png", choices=["png", "nifti", "dicom", "npz"])
+    parser.add_argument(
+        "--format", type=str, default="", choices=["", *SUFFIXES], help="default: png, nifti in 3D"
+    )
     options = model_class(card.model).Options if card else None
     if options:
         hints = get_type_hints(options)
@@ -53,7 +57,8 @@ def main(argv: list[str]) -> int:
         "options": {f.name: getattr(model.options, f.name) for f in fields(model.options)},
     }
     out = Path(args.out)
-    write_samples(out, made.images, provenance, format=args.format, class_names=card.class_names)
+    suffix = SUFFIXES[args.format] if args.format else None
+    write_samples(out, made.images, provenance, suffix=suffix, class_names=card.class_names)
     save_mosaic(out / "overview.png", made.images.pixels[:64])
     print(
         f"{args.count} images in {out} ({made.per_second:.1f} per second); {out / 'overview.png'} shows them."

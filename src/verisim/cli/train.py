@@ -75,7 +75,7 @@ def _start(args: Any, recipe_name: str) -> int:
     from verisim.training.run_folder import RunFolder
     from verisim.training.settings import TrainSettings
     from verisim.training.source import DataSettings, open_dataset
-    from verisim.training.train import ModelPlan
+    from verisim.training.train import ModelPlan, is_first_process
 
     recipe = load_recipe(recipe_name)
     training, data = TrainSettings(**_plain(args.training)), DataSettings(**_plain(args.data))
@@ -96,7 +96,8 @@ def _start(args: Any, recipe_name: str) -> int:
         "data_fingerprint": dataset.fingerprint,
         "notes": list(dataset.notes),
     }
-    run.create(config)
+    if is_first_process():
+        run.create(config)
     return _train(run, plan, dataset, training, resume=False)
 
 

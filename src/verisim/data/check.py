@@ -96,6 +96,7 @@ def _counts(facts: Sequence[Facts], images: Sequence[Facts]) -> dict[str, dict[s
         "mode": lambda f: f.mode,
         "numbers": lambda f: f.stored,
         "spacing (mm)": lambda f: " x ".join(f"{s:.4g}" for s in f.spacing) if f.spacing else "not stored",
+        "orientation": lambda f: f.orientation or "not stored",
         "split": lambda f: f.entry.split or "none given",
     }
     counts = {name: dict(Counter(map(key, images)).most_common()) for name, key in table.items()}

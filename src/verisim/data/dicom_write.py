@@ -16,7 +16,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 import verisim
-from verisim.data.dicom import LPS_TO_RAS, PRIVATE_GROUP, PRIVATE_OWNER
+from verisim.data.dicom import LPS_TO_RAS
+from verisim.data.dicom_header import PRIVATE_GROUP, PRIVATE_OWNER
 from verisim.errors import DataError
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"

@@ -146,6 +146,8 @@ def _mixed(listing: Listing, facts: Sequence[Facts], images: Sequence[Facts]) ->
          "channels=3."),
         ("Mixed number types and ranges", lambda f: f.stored, "Each kind gets its own black and white. Better: "
          "export all alike, or give window=(low, high)."),
+        ("Mixed orientations", lambda f: f.orientation or "not stored", "Left and right, or front and back, are "
+         "mixed, and nothing is turned here: bring all volumes to one orientation first."),
     )  # fmt: skip
     for title, key, remedy in keys:
         counts = Counter(map(key, images))

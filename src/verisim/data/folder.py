@@ -15,6 +15,7 @@ from verisim.data.intensity import Window, apply_levels, levels
 from verisim.data.labels import class_names_of, label_values
 from verisim.data.listing import Entry, Listing, scan
 from verisim.data.loading import Loaded, Plan, load_all
+from verisim.data.raw import orientation
 from verisim.data.resample import Fit
 from verisim.data.series import some
 from verisim.data.spec import Images, ImageSpec
@@ -96,7 +97,7 @@ def load_images(
     plan = Plan(wanted, channels, low, high, window, fit, enlarge, on_error)
     listing = scan(folder, image=image, volumes=len(wanted) == 3)
     notes = list(listing.notes)
-    cases = _with_labels(_cases(listing, notes, plan), label, listing, notes)
+    cases = _with_labels(_cases(listing, notes, plan, split is not None), label, listing, notes)
     split_of = _assign(cases, split, {"test": test_fraction, "val": val_fraction}, seed, listing, notes)
     cases = _limited(cases, limit)
     loaded, failed = load_all([c.entry for c in cases], plan, progress)
@@ -118,13 +119,13 @@ def load_images(
     return _assemble(cases, names, plan, notes, skipped, split_of)
 
 
-def _cases(listing: Listing, notes: list[str], plan: Plan) -> list[_Case]:
+def _cases(listing: Listing, notes: list[str], plan: Plan, splitting: bool) -> list[_Case]:
     """Every entry, with its patient (itself where none is known)."""
     gone = [*listing.missing, *(n for n, _ in listing.unreadable)]
     if gone and plan.on_error == "stop":
         raise DataError(f"{listing.root}: {len(gone)} file(s) missing or unreadable: {some(gone)}.")
     anonymous = [e for e in listing.entries if not e.patient]
-    if anonymous and any(not e.split for e in listing.entries):
+    if splitting and anonymous and any(not e.split for e in listing.entries):
         notes.append(
             f"{len(anonymous)} of {len(listing.entries)} images name no patient: each counts as its own. If "
             "people have several images, add a 'patient' column, or test images leak into training"
@@ -221,6 +222,12 @@ def _assemble(cases, names: tuple[str, ...], plan: Plan, notes, skipped, split_o
     spec = _spec(items, plan)
     if spec.spacing is None and any(i.spacing for i in items):
         notes.append("images differ in mm per pixel (or some do not say): the set has no common spacing")
+    turns = Counter(orientation(i.affine) for i in items if i.affine is not None)
+    if len(turns) > 1:
+        notes.append(
+            f"images lie differently in space ({', '.join(f'{n} {t}' for t, n in turns.most_common())}): left and "
+            "right, or front and back, are mixed. Bring them to one orientation first"
+        )
     splits, affines = {}, {}
     for name in [s for s in ORDER if any(c.split == s for c in cases)]:
         mine = [k for k, c in enumerate(cases) if c.split == name]

@@ -10,7 +10,7 @@ import numpy as np
 
 from verisim.data.listing import Entry
 from verisim.data.loading import digest_of, in_threads, sides
-from verisim.data.raw import RawImage
+from verisim.data.raw import RawImage, orientation
 from verisim.data.resample import resize
 from verisim.errors import DataError
 
@@ -29,6 +29,7 @@ class Facts:
     mode: str = ""  # "grey", "RGB" ...
     stored: str = ""  # "uint8" ...
     spacing: tuple[float, ...] | None = None
+    orientation: str = ""  # where d, h, w lead, e.g. "SAR"; "" = not stored
     low: float = 0.0  # smallest finite value
     high: float = 0.0  # largest
     not_finite: int = 0  # values that are NaN or Inf
@@ -83,6 +84,7 @@ def _describe(entry: Entry, role: str, raw: RawImage, thumbs: bool) -> Facts:
         mode=raw.mode,
         stored=raw.stored,
         spacing=raw.spacing,
+        orientation="" if raw.affine is None else orientation(raw.affine),
         low=low,
         high=high,
         not_finite=bad,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from verisim.data.dicom import head_meta
+from verisim.data.dicom_header import head_meta
 from verisim.data.npz import headers, read_npz_item, sets_in
 from verisim.data.raw import RawImage
 from verisim.data.readers import guarded, is_image, read_image, suffix_of
@@ -153,7 +153,18 @@ def _dicom_patient(path: Path) -> str | None:
 
 
 def _set_entries(path: Path, root: Path) -> list[Entry]:
-    """One entry per image inside an .npz file; one entry for a single image that verisim wrote."""
+    """One entry per image inside an .npz file; DataError for a damaged one."""
+    try:
+        return _open_set(path, root)
+    except DataError:
+        raise
+    except Exception as error:  # damaged archives raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: damaged .npz file ({reason}). Copy or export it again.") from error
+
+
+def _open_set(path: Path, root: Path) -> list[Entry]:
+    """Entries of a set; one entry for a single image that verisim wrote."""
     name = path.relative_to(root).as_posix()
     if "verisim" in headers(path):
         return [Entry(name, path)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,8 @@ import numpy as np
 
 from verisim.data.raw import RawImage, check_size, spacing_of
 from verisim.errors import DataError
+
+nib.imageglobals.logger.setLevel(logging.CRITICAL)  # damage is reported here, by file name
 
 GZIP = b"\x1f\x8b"
 

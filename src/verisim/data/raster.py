@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image, ImageOps
 
 from verisim.data.raw import RawImage, check_size
 from verisim.errors import DataError
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is reported here, by file name
 
 STACKS = {"ZYX", "IYX", "QYX", "TYX"}  # TIFF axes that are read as a volume (D, H, W)
 GREY16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -117,11 +120,22 @@ def read_tiff(path: Path) -> RawImage:
         if "imagecodecs" in _missing_codec(series) or series.keyframe.photometric == 3:
             return read_pillow(path)  # LZW, JPEG, palette: libtiff inside Pillow knows them
         notes = [f"first of {len(tif.series)} image series read"] if len(tif.series) > 1 else []
+        _require_whole(series, path)
         array, axes = series.asarray(), series.axes
         inverted = series.keyframe.photometric == 0  # MINISWHITE
     keep = [i for i, s in enumerate(array.shape) if s > 1 or axes[i] in "YX"]
     array, axes = array.reshape([array.shape[i] for i in keep]), "".join(axes[i] for i in keep)
     return _tiff_array(array, axes, inverted, path, notes)
+
+
+def _require_whole(series, path: Path) -> None:
+    """Every strip that the header names must lie inside the file; tifffile would fill the gaps with zeros."""
+    length = path.stat().st_size
+    for page in (p for p in series.pages if p is not None):
+        expected = int(np.prod(page.chunked, dtype=np.int64))
+        counts, offsets = page.databytecounts, page.dataoffsets
+        if len(offsets) < expected or any(o + c > length for o, c in zip(offsets, counts)):
+            raise DataError(f"{path}: truncated: parts of its pixels are missing. Copy or export it again.")
 
 
 def _missing_codec(series) -> str:

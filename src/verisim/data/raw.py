@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from verisim.errors import DataError
@@ -71,3 +72,8 @@ def spacing_of(affine: np.ndarray, dims: int) -> tuple[float, ...]:
     """mm per index step along the last `dims` of (d, h, w)."""
     steps = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     return tuple(float(s) for s in steps[3 - dims :])
+
+
+def orientation(affine: np.ndarray) -> str:
+    """Where growing d, h and w lead, e.g. 'SAR' (superior, anterior, right)."""
+    return "".join(str(code) for code in nib.orientations.aff2axcodes(affine))

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from verisim.data.dicom import affine_from, head_meta, open_dicom, plane, read_dicom, slopes
+from verisim.data.dicom import affine_from, plane, read_dicom, slopes
+from verisim.data.dicom_header import head_meta, open_dicom
 from verisim.data.raw import RawImage, check_size, spacing_of
 from verisim.errors import DataError
 

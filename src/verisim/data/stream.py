@@ -32,8 +32,7 @@ class BatchStream(IterableDataset):
         total: int | None,  # number of batches in the whole run; None = endless
         first: Callable[[], int],  # how many batches have been seen already
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        place: Callable[[], tuple[int, int]] = lambda: (0, 1),  # (rank, world size), asked when iterating
     ) -> None:
         if len(images) == 0:
             raise DataError("The training split is empty. Check the split column of manifest.csv.")
@@ -45,12 +44,13 @@ class BatchStream(IterableDataset):
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; it must be at least 1.")
         self.images, self.batch_size, self.total, self.first = images, batch_size, total, first
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.seed, self.place = seed, place
 
     def indices(self, k: int) -> torch.Tensor:
         """(B,) int64: which images batch k of this rank holds."""
-        n, global_batch = len(self.images), self.batch_size * self.world_size
-        start = k * global_batch + self.rank * self.batch_size
+        rank, world_size = self.place()
+        n = len(self.images)
+        start = (k * world_size + rank) * self.batch_size
         positions = range(start, start + self.batch_size)
         return torch.tensor([int(_permutation(self.seed, p // n, n)[p % n]) for p in positions])
 

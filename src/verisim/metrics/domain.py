@@ -77,10 +77,11 @@ def train_domain(train: Images, seed: int = 0, steps: int = 300, width: int = 12
         )
     side = min(max(spec.size), 64 if spec.spatial_dims == 2 else 32)
     rng = seeded("domain features", seed)
-    net = DomainNet(spec.spatial_dims, spec.channels, side, width)
-    initialise(net, rng)
-    for _ in _optimise(net, train, steps, rng):
-        pass
+    with torch.random.fork_rng(devices=[]):  # building a layer draws from the global generator
+        net = DomainNet(spec.spatial_dims, spec.channels, side, width)
+        initialise(net, rng)
+        for _ in _optimise(net, train, steps, rng):
+            pass
     _standardise(net, train.pixels)
     labelled = "with" if train.labels is not None else "without"
     text = (

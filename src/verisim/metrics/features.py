@@ -148,7 +148,8 @@ class PixelNet(nn.Module):
 def random_features(train: Images, seed: int = 0, steps: int = 0) -> FeatureNetwork:
     """Seeded random convolutions; does not look at the images of `train`, only at their channels."""
     spec = train.spec
-    module = RandomConvNet(spec.spatial_dims, spec.channels)
+    with torch.random.fork_rng(devices=[]):  # building a layer draws from the global generator
+        module = RandomConvNet(spec.spatial_dims, spec.channels)
     text = "images in [-1, 1] at their own size; random filters of seed 0, pooled at three scales"
     return network("random", module, module.dim, spec, text)
 
@@ -215,7 +216,8 @@ def load_features(path: Path) -> FeatureNetwork:
         ) from e
     if meta.get("verisim") != "domain features 1":
         raise CheckpointError(f"{path} holds no feature network of verisim. Write one with save_features.")
-    module = DomainNet(**json.loads(meta["config"]))
+    with torch.random.fork_rng(devices=[]):
+        module = DomainNet(**json.loads(meta["config"]))
     try:
         module.load_state_dict(state)
     except RuntimeError as e:

@@ -129,7 +129,8 @@ def fit(
     members = [rest[labels[rest] == c] for c in range(num_classes)]
     if any(len(m) == 0 for m in members):
         raise VerisimError(f"A judge needs images of all {num_classes} classes. Add images or drop a class.")
-    net = SmallCNN(images.ndim - 2, images.shape[1], num_classes, settings.width, max(images.shape[2:]))
+    with torch.random.fork_rng(devices=[]):  # building a layer draws from the global generator
+        net = SmallCNN(images.ndim - 2, images.shape[1], num_classes, settings.width, max(images.shape[2:]))
     initialise(net, rng)
     net.train()
     fmt = torch.channels_last if images.ndim == 4 else torch.contiguous_format

@@ -6,6 +6,7 @@ A model is a LightningModule. A subclass sets `self.net` (the network that sampl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -82,7 +83,7 @@ class GenerativeModel(LightningModule):
     def use_channels_last(self) -> None:
         """Lay weights out as convolutions like them; numbers change by rounding only."""
         layout = torch.channels_last if self.spec.spatial_dims == 2 else torch.channels_last_3d
-        self.to(memory_format=layout)  # type: ignore[call-overload]
+        self.to(memory_format=layout)
 
     # --- sampling ---------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class GenerativeModel(LightningModule):
         """Keep a moving average of `net`, warmed up as min(decay, (1 + k) / (10 + k)) at update k."""
 
         @torch.no_grad()
-        def update(averaged: list[Tensor], current: list[Tensor], k: Tensor | int) -> None:
+        def update(averaged: Sequence[Tensor], current: Sequence[Tensor], k: Tensor | int) -> None:
             d = min(decay, (1 + float(k)) / (10 + float(k)))
             for a, c in zip(averaged, current):
                 if a.is_floating_point():

@@ -1,8 +1,7 @@
 """The parts of the U-Net, for images (B, C, H, W) and volumes (B, C, D, H, W) alike.
 
 One block with flags does everything: keep, halve or double the resolution, take a skip, attend.
-Activations are kept channels-last, where convolutions, 1x1 projections and nearest-neighbour doubling
-are fastest and the tokens of attention are a free view.
+The memory order of the input is kept, so a net converted to channels-last runs in it throughout.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from verisim.nets.norm import FiLM, GroupNorm
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 AVG_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by tensor.ndim
 
 Resample = Literal["keep", "down", "up"]
 Padding = Literal["zeros", "circular"]
@@ -44,11 +42,6 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """x in channels-last memory order; the values are the same."""
-    return x.contiguous(memory_format=CHANNELS_LAST[x.ndim])
-
-
 class SelfAttention(nn.Module):
     """x + attention over all positions, heads of `head_channels`; starts as the identity."""
 
@@ -60,7 +53,7 @@ class SelfAttention(nn.Module):
                 f"Set head_channels to a divisor of {channels}."
             )
         self.heads = channels // head_channels
-        self.norm = GroupNorm(channels, act=False)
+        self.norm = GroupNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
 
@@ -110,33 +103,37 @@ class Block(nn.Module):
         x = resampled(self.match(x), self.resample)
         if skip is not None:
             x = (x + skip) / 2 if self.average else torch.cat([x, skip], dim=1)
-        h = self.conv1(self.norm1(x))
-        h = self.conv2(self.dropout(self.norm2(h, emb)))
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h, emb))))
         return self.attention(self.shortcut(x) + h)
 
 
 def resampled(x: Tensor, how: Resample) -> Tensor:
     """x at half (2x mean), the same, or double (nearest) size along every axis; dtype is kept."""
-    if how == "down":
-        return AVG_POOL[x.ndim - 2](x, 2).to(x.dtype)
+    if how == "down":  # in float32 where the CPU has no bfloat16 kernel
+        v = x.float() if x.ndim == 5 and x.device.type == "cpu" else x
+        return AVG_POOL[x.ndim - 2](v, 2).to(x.dtype)
     if how == "up":
         return doubled(x)
     return x
 
 
 def doubled(x: Tensor) -> Tensor:
-    """x (B, C, *S) -> (B, C, *2S), each value repeated along every axis (nearest neighbour)."""
+    """x (B, C, *S) -> (B, C, *2S), each value repeated along every axis (nearest neighbour).
+
+    On a CPU, torch's own kernel is quick in channels-last order only. Otherwise a product with a 0/1
+    matrix doubles the columns, and joining each row with its copy the rows: exact, 5 to 15 times faster.
+    """
     if x.device.type != "cpu" or not x.is_contiguous():
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
     b, c, *size = x.shape
     w = size[-1]
-    twice = torch.eye(w, dtype=x.dtype).repeat_interleave(2, dim=1)  # (W, 2W) of 0 and 1
+    twice = torch.eye(w, dtype=x.dtype).repeat_interleave(2, dim=1)  # (W, 2W)
     with torch.autocast("cpu", enabled=False):
-        y = x.reshape(-1, w) @ twice
-    y = y.view(b, c, *size[:-1], 2 * w)
-    for _ in size[1:]:  # a row (a slice, ...) beside its copy is two rows
+        y = (x.reshape(-1, w) @ twice).view(b, c, *size[:-1], 2 * w)
+    for _ in size[1:]:
         y = torch.cat([y, y], dim=-1).flatten(-2)
-    return y.reshape(b, c, *[2 * s for s in size])
+    return y.view(b, c, *[2 * s for s in size])
 
 
 class NoiseEmbedding(nn.Module):
@@ -159,16 +156,15 @@ class NoiseEmbedding(nn.Module):
         if kind not in known:
             raise VerisimError(f"Unknown noise embedding '{kind}'. Known: {', '.join(known)}.")
         self.register_buffer("frequencies", known[kind]().float())
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.hidden, self.out = nn.Linear(features, width), nn.Linear(width, width)
         self.classes = nn.Embedding(num_classes + 1, width) if num_classes else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
         """c_noise (B,), label (B,) in 0...num_classes (the last is the null class) -> (B, width)."""
-        weight = self.mlp[0].weight
         angle = c_noise.float()[:, None] * self.frequencies.float()  # (B, F/2)
         features = torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, F)
         with torch.autocast(c_noise.device.type, enabled=False):
-            emb = self.mlp(features.to(weight.dtype))
+            emb = self.out(F.silu(self.hidden(features.to(self.hidden.weight.dtype))))
             if self.classes is not None:
                 emb = emb + self.classes(label)
             return F.silu(emb)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verisim.errors import VerisimError
-from verisim.nets.blocks import CHANNELS_LAST, CONV, channels_last, convolution
+from verisim.nets.blocks import CONV, convolution
 from verisim.nets.norm import GroupNorm
 
 SMALLEST = 16  # pixels per side
@@ -24,16 +27,16 @@ class ResidualUnit(nn.Module):
         self.shortcut = nn.Identity() if same else CONV[dims](in_channels, out_channels, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x))
-        h = self.conv2(self.norm2(h))
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
         return self.shortcut(x) + h
 
 
 class Classifier(nn.Module):
     """Image (B, C, *S), every side >= 16 -> logits (B, K); `features` gives the layer before.
 
-    The stem and each of the `depth` residual units halve the size; widths are width, then twice, then at
-    most four times that. Features are the mean over positions, so any size gives the same D.
+    The stem and each of the `depth` residual units halve the size. The units are 2 * width wide, in 3D
+    only the last one (215k parameters in 2D, 290k in 3D). Features are the mean over positions, so any size gives the same D.
     """
 
     def __init__(
@@ -50,16 +53,14 @@ class Classifier(nn.Module):
             raise VerisimError(f"Classifier: spatial_dims={spatial_dims}; it must be 2 or 3.")
         if depth < 1:
             raise VerisimError(f"Classifier: depth={depth}; it must be 1 or more.")
-        widths = [width * min(2**i, 4 if spatial_dims == 2 else 2) for i in range(depth + 1)]
+        wide_from = 1 if spatial_dims == 2 else depth  # 3x3x3 kernels are costly: widen late
+        widths = [width * (2 if i >= wide_from else 1) for i in range(depth + 1)]
         self.stem = CONV[spatial_dims](in_channels, width, 3, stride=2, padding=1)
-        self.units = nn.Sequential(
-            *[ResidualUnit(spatial_dims, a, b, stride=2) for a, b in zip(widths, widths[1:])]
-        )
+        self.units = nn.Sequential(*[ResidualUnit(spatial_dims, a, b, stride=2) for a, b in pairwise(widths)])
         self.norm = GroupNorm(widths[-1])
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], num_outputs)
         self.dim = widths[-1]  # D
-        self.to(memory_format=CHANNELS_LAST[spatial_dims + 2])
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, C, *S) -> (B, D): the mean over positions of the last activations."""
@@ -68,8 +69,8 @@ class Classifier(nn.Module):
             raise VerisimError(
                 f"Classifier: images of {size} are too small; every side must be {SMALLEST} or more."
             )
-        h = self.units(channels_last(self.stem(x)))
-        return self.norm(h).flatten(2).mean(2)
+        h = self.units(self.stem(x))
+        return F.silu(self.norm(h)).flatten(2).mean(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, *S) -> logits (B, K)."""

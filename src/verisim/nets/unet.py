@@ -9,19 +9,18 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from verisim.errors import VerisimError
 from verisim.nets.blocks import (
-    CHANNELS_LAST,
     CONV,
     Block,
     EmbeddingKind,
     NoiseEmbedding,
     Padding,
     Resample,
-    channels_last,
     convolution,
     zeroed,
 )
@@ -51,7 +50,6 @@ class UNet(nn.Module):
         skip: SkipKind = "concat",  # "average": fewer operations, less memory
         patch: int = 1,  # side of the pixel patch folded into channels at entry: patch^dims times cheaper
         padding: Padding = "zeros",  # "circular" wraps around, for periodic images
-        channels_last_: bool=True,
         checkpointing: bool = False,  # recompute blocks in the backward pass: less memory, a third slower
     ) -> None:
         super().__init__()
@@ -99,9 +97,6 @@ class UNet(nn.Module):
         self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
         self.norm_out = GroupNorm(channels[0])
         self.conv_out = zeroed(convolution(spatial_dims, now, out_channels * folded, padding=padding))
-        if channels_last_:
-            self.to(memory_format=CHANNELS_LAST[spatial_dims + 2])
-        self.channels_last=channels_last_
 
     def min_feature_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Size of the coarsest feature map for images of this size; VerisimError if size is illegal."""
@@ -116,8 +111,7 @@ class UNet(nn.Module):
         """
         check_size(tuple(x.shape[2:]), self.stride)
         emb = self.embedding(c_noise, self.check_label(label, x))  # (B, E)
-        h = self.conv_in(fold(x.to(self.conv_in.weight.dtype), self.patch))
-        h = channels_last(h) if self.channels_last else h  # (B, C_0, *S / patch)
+        h = self.conv_in(fold(x.to(self.conv_in.weight.dtype), self.patch))  # (B, C_0, *S / patch)
         skips = []
         for block in self.down:
             h = self.run(block, h, emb)
@@ -126,7 +120,7 @@ class UNet(nn.Module):
             h = self.run(block, h, emb)
         for block in self.up:
             h = self.run(block, h, emb, skips.pop())
-        h = self.conv_out(self.norm_out(h))
+        h = self.conv_out(F.silu(self.norm_out(h)))
         return unfold(h, self.patch).to(x.dtype).contiguous()
 
     def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:

@@ -94,13 +94,13 @@ def parse(text: str, where: str) -> Recipe:
     missing = [k for k in ("id", "title") if k not in raw]
     if missing:
         raise VerisimError(f"{where}: the recipe lacks {' and '.join(missing)}.")
-    texts = {k: str(raw.get(k, "")) for k in KEYS[:11]}
+    texts: dict[str, Any] = {k: str(raw.get(k, "")) for k in KEYS[:11]}
     texts["kind"] = texts["kind"] or "model"
     if texts["status"] not in STATUSES:
         raise VerisimError(
             f"{where}: status is '{texts['status']}'; it must be one of {', '.join(STATUSES)}."
         )
-    parts = {k: raw.get(k) or {} for k in ("model", "data", "training", "variants")}
+    parts: dict[str, Any] = {k: raw.get(k) or {} for k in ("model", "data", "training", "variants")}
     return Recipe(**texts, **parts)
 
 

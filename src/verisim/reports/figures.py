@@ -75,8 +75,10 @@ def curves_png(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     ax = figure.add_subplot()
     for i, (name, (steps, values)) in enumerate(curves.items()):
-        style = {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i % len(DASHES)]}
-        ax.plot(steps, values, lw=1.6, label=_short(name).lstrip("_") or "value", **style)
+        label = _short(name).lstrip("_") or "value"
+        ax.plot(
+            steps, values, lw=1.6, label=label, color=COLOURS[i % len(COLOURS)], ls=DASHES[i % len(DASHES)]
+        )
     ax.set_title(_short(title), fontsize=10, parse_math=False)
     ax.set_xlabel("training step")
     if len(curves) > 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from verisim.data.atomic import write_atomically
+from verisim.data.atomic import atomic_write
 from verisim.data.spec import Images
 from verisim.reports.blocks import Report
 
@@ -27,8 +27,7 @@ def render(content: Report) -> str:
 def write_report(path: Path, content: Report) -> Path:
     """Write the report to `path`, whole or not at all; folders are made as needed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, render(content).encode())
+    atomic_write(path, render(content).encode())
     return path
 
 

@@ -18,6 +18,7 @@ from verisim.errors import VerisimError
 from verisim.metrics.controls import noise_like
 from verisim.metrics.protocols.thesis import classifier_score, discriminator_loss
 from verisim.models import build_model
+from verisim.models.adversarial.dcgan import DCGAN
 from verisim.reproductions.cxr_comparison import LITERAL, SCALES, contestants_of, data_settings
 from verisim.reproductions.result import Claim, Options, Result
 from verisim.seeding import generator
@@ -41,6 +42,7 @@ class Judge(nn.Module):
         mine = {
             k.removeprefix("discriminator."): v for k, v in state.items() if k.startswith("discriminator.")
         }
+        assert isinstance(model, DCGAN)
         self.discriminator = model.discriminator
         self.discriminator.load_state_dict(mine)
 

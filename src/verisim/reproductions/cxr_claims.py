@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from verisim.metrics.bootstrap import Estimate
@@ -71,7 +72,7 @@ def _author_ranking(summary: dict[str, Any], size: int) -> list[Claim]:
         have = [v for v in values if v is not None]
         if len(have) < len(order):
             continue
-        steps = [_less(a, b) for a, b in zip(have, have[1:])]
+        steps = [_less(a, b) for a, b in pairwise(have)]
         holds = False if False in steps else None if None in steps else True
         text = "AUC: " + ", ".join(_text(n, v) for n, v in zip(order, have))
         statement = f"diffusion > GAN > VAE > autoregressive ({label}), {size} px"

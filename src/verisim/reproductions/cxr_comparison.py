@@ -19,6 +19,7 @@ from verisim.data.mosaic import save_mosaic
 from verisim.errors import VerisimError
 from verisim.metrics.protocols.fair import PRESETS, rank
 from verisim.models.autoregressive.baselines import left_neighbour_laplace_bits, pixel_histogram_bits
+from verisim.recipes import load_recipe
 from verisim.reports.html import comparison_report
 from verisim.reproductions.cxr_claims import claims
 from verisim.reproductions.result import Options, Result
@@ -114,7 +115,10 @@ def jobs(out: Path, data: DataSettings, systems: tuple[str, ...], scale: Scale) 
             if scale.minutes:
                 overrides |= {"training.max_minutes": scale.minutes, "training.clock": "cpu"}
             folder = out / "runs" / str(data.size) / f"{system}@{seed}"
-            wanted.append(Job(system, scale.variant, folder, overrides))
+            variants = load_recipe(system).variants
+            sized = f"{scale.variant}-{data.size}"
+            variant = sized if sized in variants else scale.variant
+            wanted.append(Job(system, variant, folder, overrides))
     return wanted
 
 

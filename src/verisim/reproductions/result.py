@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from verisim.data.atomic import atomic_write
 from verisim.errors import VerisimError
-from verisim.training.checkpoint import write_atomically
 from verisim.training.run_folder import environment
 
 SCALES = ("smoke", "small", "full")
@@ -67,7 +67,7 @@ class Result:
             "numbers": self.numbers,
             "environment": environment(),
         }
-        write_atomically(path, (json.dumps(body, indent=1) + "\n").encode())
+        atomic_write(path, (json.dumps(body, indent=1) + "\n").encode())
         return path
 
     def print(self) -> None:

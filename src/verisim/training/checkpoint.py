@@ -6,11 +6,8 @@ skeleton (the file's header), both covered by one SHA-256 that is verified on lo
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -21,29 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from verisim.data.atomic import atomic_write
 from verisim.errors import CheckpointError
 
 FORMAT = "verisim-1"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a neighbour, fsync, rename. A full disk raises CheckpointError and leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        why = "the disk is full" if e.errno == errno.ENOSPC else str(e.strerror or e)
-        raise CheckpointError(
-            f"Could not write {path} ({len(data) / 1e6:.1f} MB): {why}. "
-            f"Earlier files are untouched; free some space and resume."
-        ) from e
 
 
 def save_state(path: Path, state: dict[str, Any], header: dict[str, str] | None = None) -> str:
@@ -55,7 +33,7 @@ def save_state(path: Path, state: dict[str, Any], header: dict[str, str] | None 
     skeleton = json.dumps(_flatten(state, tensors, ""))
     meta = {**(header or {}), "format": FORMAT, "skeleton": skeleton}
     meta["sha256"] = _digest(meta, tensors)
-    write_atomically(path, save(tensors, metadata=meta))
+    atomic_write(path, save(tensors, metadata=meta))
     return meta["sha256"]
 
 

@@ -27,8 +27,9 @@ import torch
 import yaml
 
 from verisim import __version__
+from verisim.data.atomic import atomic_write
 from verisim.errors import CheckpointError, VerisimError
-from verisim.training.checkpoint import load_state, save_state, write_atomically
+from verisim.training.checkpoint import load_state
 
 KEEP = 2  # checkpoints
 
@@ -62,7 +63,7 @@ class RunFolder:
                 f"{self.path} already holds a run. Continue it with 'verisim train --resume {self.path}', "
                 f"or choose another folder with --out."
             )
-        write_atomically(self.config_path, yaml.safe_dump(config, sort_keys=False).encode())
+        atomic_write(self.config_path, yaml.safe_dump(config, sort_keys=False).encode())
         self.write_json("environment.json", environment())
 
     def config(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class RunFolder:
         return yaml.safe_load(self.config_path.read_text())
 
     def write_json(self, name: str, value: Any) -> None:
-        write_atomically(self.path / name, json.dumps(value, indent=1).encode())
+        atomic_write(self.path / name, json.dumps(value, indent=1).encode())
 
     def read_json(self, name: str) -> Any:
         file = self.path / name
@@ -98,13 +99,6 @@ class RunFolder:
 
     def checkpoint_path(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:09d}.safetensors"
-
-    def save_checkpoint(self, step: int, state: dict[str, Any]) -> Path:
-        path = self.checkpoint_path(step)
-        save_state(path, state)
-        for old in self.checkpoints()[KEEP:]:
-            old.unlink(missing_ok=True)
-        return path
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint that is whole; damaged ones are named in a warning and passed over."""

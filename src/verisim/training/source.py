@@ -25,6 +25,7 @@ class DataSettings:
         channels: 1 = grey, 3 = colour
         label: manifest column (or 'label' for phantoms) to condition on; empty = unconditional
         fit: how images that are not square are made so
+        enlarge: interpolate images up that are smaller than size, instead of refusing them
         low: stored value that becomes black; with high. Both 0 = by the files' type, or robustly
         high: stored value that becomes white
         on_error: what to do with unreadable files
@@ -38,6 +39,7 @@ class DataSettings:
     channels: int = 1
     label: str = ""
     fit: Literal["pad", "crop", "stretch"] = "pad"
+    enlarge: bool = False
     low: float = 0.0
     high: float = 0.0
     on_error: Literal["stop", "skip"] = "stop"
@@ -57,6 +59,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
         channels=settings.channels,
         label=settings.label or None,
         fit=settings.fit,
+        enlarge=settings.enlarge,
         window=window,
         on_error=settings.on_error,
         seed=settings.seed,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +60,7 @@ def train(
     The same seed, data and number of threads give bit-identical weights on a CPU, whether or not the
     run was interrupted. Raises VerisimError for what a user can mend.
     """
-    with run.locked():
+    with run.locked() if is_first_process() else contextlib.nullcontext():
         seed_everything(settings.seed, verbose=False)
         model = build_model(plan.name, plan.settings, images.spec, len(class_names))
         model.seed = settings.seed
@@ -75,9 +77,15 @@ def train(
         card = ModelCard(
             plan.name, plan.settings, images.spec, len(class_names), class_names, plan.recipe, facts
         )
-        save_model(run.weights, model, card)
-        draw_samples(model, run)
+        if is_first_process():
+            save_model(run.weights, model, card)
+            draw_samples(model, run)
         return Outcome(model, card)
+
+
+def is_first_process() -> bool:
+    """False in the processes that a distributed strategy starts beside the first one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _fit(
@@ -112,8 +120,7 @@ def _fit(
         settings.max_steps or None,
         lambda: model.step,
         settings.seed,
-        trainer.global_rank,
-        trainer.world_size,
+        lambda: (trainer.global_rank, trainer.world_size),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from verisim.data.spec import Images
 from verisim.metrics import controls
@@ -48,10 +49,22 @@ class Bench:
     settings: FairSettings
     networks: list[FeatureNetwork]
     n_fake: int  # fakes per entry in FD, KID, PRDC, diversity
+    cache: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # embeddings of train and test
 
     @property
     def judge(self) -> JudgeSettings:
         return JudgeSettings(steps=self.settings.c2st_steps, width=self.settings.judge_width)
+
+    def embed(self, images: Images, net: FeatureNetwork | None) -> Tensor:
+        """(N, D) float64: features, or the pixels themselves without a network."""
+        known = {id(self.train): "train", id(self.test): "test"}.get(id(images))
+        key = (known or "", "" if net is None else net.name)
+        if key in self.cache:
+            return self.cache[key]
+        out = images.pixels.flatten(1).double() if net is None else net.embed(images)
+        if known:
+            self.cache[key] = out
+        return out
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def evaluate_fair(
     report("done", len(entries) + 2, len(entries) + 2)
     return {
         "schema": SCHEMA,
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "networks": list(settings.networks)},
         "data": describe(train, test, bench),
         "networks": [n.describe() for n in networks],
         "rows": {n: r for n, r in rows.items() if r["kind"] == "generator"},
@@ -176,7 +176,7 @@ def _row(name: str, entry: Entry, bench: Bench) -> tuple[dict, C2ST | None]:
     row.update({key: {} for key in ("fd", "kid", "prdc", "diversity", "memorisation")})
     for net in (None, *bench.networks):
         space = "image" if net is None else net.name
-        x, y = _embed(fake, net), _embed(bench.test, net)
+        x, y = bench.embed(fake, net), bench.embed(bench.test, net)
         row["diversity"][space] = _attempt(
             "diversity", n, partial(_diversity, x, y, bench, rng), bench.n_fake
         )
@@ -218,11 +218,6 @@ def _distances(row: dict, space: str, x: Tensor, y: Tensor, bench: Bench, rng: t
         row[key][space] = _attempt(key, len(x), compute, bench.n_fake)
 
 
-def _embed(images: Images, net: FeatureNetwork | None) -> Tensor:
-    """(N, D) float64: features, or the pixels themselves without a network."""
-    return images.pixels.flatten(1).double() if net is None else net.embed(images)
-
-
 def _diversity(x: Tensor, y: Tensor, bench: Bench, rng: torch.Generator) -> dict:
     return diversity_ratio(x, y, rng, bench.settings.bootstrap, bench.test.patients).as_dict()
 
@@ -230,7 +225,7 @@ def _diversity(x: Tensor, y: Tensor, bench: Bench, rng: torch.Generator) -> dict
 def _memory(entry: Entry, net: FeatureNetwork | None, bench: Bench) -> dict:
     """Nearest training images; indices count in the fakes as given by the caller and in `train`."""
     asked, held = entry.memory
-    x, train, test = (_embed(images, net) for images in (asked, bench.train, held))
+    x, train, test = (bench.embed(images, net) for images in (asked, bench.train, held))
     found = asdict(memorisation(x, train, test, bench.settings.n_nearest))
     if entry.kind == "generator" and asked.names is not None:
         for pair in found["nearest"]:

@@ -148,7 +148,8 @@ def thesis_classifier(channels: int, size: tuple[int, ...], seed: int) -> Thesis
     """An untrained classifier with PyTorch's default weights: uniform in +-1 / sqrt(fan-in)."""
     if len(size) != 2 or min(size) < 4:
         raise VerisimError(f"The classifier of source 004 takes 2D images of at least 4 x 4, got {size}.")
-    net = ThesisClassifier(channels, (size[0], size[1]))
+    with torch.random.fork_rng(devices=[]):  # building a layer draws from the global generator
+        net = ThesisClassifier(channels, (size[0], size[1]))
     rng = seeded("thesis classifier", seed)
     with torch.no_grad():
         for layer in net.modules():

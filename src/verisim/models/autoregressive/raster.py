@@ -55,11 +55,12 @@ def raster_scan(
     draw: Callable[[Tensor, Tensor], Tensor],  # params (B, P), uniforms (B, 2) -> level (B,)
     to_input: Callable[[Tensor], Tensor],  # level (B,) -> the network's input scale (B,)
     u: Tensor,  # (B, H, W, 2)
+    rows: int | None = None,  # stop after so many rows; the rest stays 0
 ) -> Tensor:
     """Grey levels (B, H, W) int64: x_i ~ p(x_i | x_<i), i in raster order (source 004, section 3 A)."""
     n, height, width, _ = u.shape
     level = torch.zeros(n, height, width, dtype=torch.long, device=u.device)
-    for row in range(height):
+    for row in range(height if rows is None else rows):
         stepper.begin_row(row)
         for col in range(width):
             drawn = draw(stepper.params(row, col), u[:, row, col])
