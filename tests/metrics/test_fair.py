@@ -127,6 +127,29 @@ def test_any_number_of_samples(n):
     assert out["rows"]["g"]["n"] == n and json.dumps(out, allow_nan=False)
 
 
+def test_black_images_are_scored():
+    """A generator that only paints black (a failed training) gets numbers: no variety, recall 0."""
+    settings = replace(TINY, networks=("random",), c2st_steps=2, n_seeds=1, bootstrap=10)
+    black = Images(torch.full((60, 1, 16, 16), -1.0), ImageSpec((16, 16)))
+    row = evaluate_fair({"g": black}, TRAIN, TEST, settings)["rows"]["g"]
+    assert row["diversity"]["image"]["value"] == 0 and row["prdc"]["random"]["recall"]["value"] == 0
+    assert row["fd"]["random"]["value"] > 0
+
+
+def test_volumes():
+    """The same protocol in 3D, with all three feature networks."""
+
+    def volumes(n, seed):
+        g = torch.Generator().manual_seed(seed)
+        return Images(0.3 * torch.randn(n, 1, 8, 9, 10, generator=g).clamp(-3, 3), ImageSpec((8, 9, 10)))
+
+    settings = FairSettings(n_seeds=1, c2st_steps=2, bootstrap=10, domain_steps=2, judge_width=4)
+    out = evaluate_fair({"g": volumes(60, 1)}, volumes(48, 2), volumes(40, 3), settings)
+    assert set(out["rows"]["g"]["fd"]) == {"random", "domain", "pixels"}
+    assert all(v["value"] is not None for v in out["rows"]["g"]["fd"].values())
+    assert any("No patient identifiers" in w for w in out["warnings"])
+
+
 def test_cross_matrix_diagonal(results):
     """Each judge on its own generator's held-out samples gives (with this test set) its own AUC."""
     cross = results["cross"]

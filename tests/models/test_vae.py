@@ -1,4 +1,4 @@
-"""The VAE family: golden counts, exact KL and bounds, shapes and errors, and a short training."""
+"""The VAE family: golden counts, exact losses and bounds, shapes and errors, and a short training."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Normal
 
 from verisim.data.spec import ImageSpec
 from verisim.errors import RangeError, VerisimError
 from verisim.models.autoencoders.conv_vae import ConvVAE
-from verisim.models.autoencoders.gaussian import (
-    importance_bound,
-    kl_standard_normal,
-    normal_log_density,
-)
+from verisim.models.autoencoders.gaussian import normal_log_density
 from verisim.models.autoencoders.mlp_vae import MLPVAE
 from verisim.models.autoencoders.trunk import Decoder, Encoder, trunk_channels
 from verisim.roles import Autoencoder, Likelihood, Sampler
@@ -53,68 +49,6 @@ def fit(model, x: Tensor, steps: int, batch: int = 32, label: Tensor | None = No
         torch.nn.utils.clip_grad_norm_(model.net.parameters(), 1.0)
         optimizer.step()
         model.end_step()
-
-
-# --- mathematics ----------------------------------------------------------------------------------
-
-
-def test_kl_equals_torch_distributions():
-    """The closed form with its sign right (source 001 prints it with the wrong one)."""
-    mean, log_variance = torch.randn(5, 7, generator=seeded()), torch.randn(5, 7, generator=seeded(1))
-    want = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0))
-    torch.testing.assert_close(kl_standard_normal(mean, log_variance), want, rtol=1e-5, atol=1e-6)
-
-
-def test_kl_pulls_to_the_standard_normal():
-    """Its gradient vanishes at mu = 0, sigma = 1 only, and points there."""
-    mean = torch.tensor([0.0, 2.0, -2.0], requires_grad=True)
-    log_variance = torch.tensor([0.0, 1.0, -1.0], requires_grad=True)
-    kl_standard_normal(mean, log_variance).sum().backward()
-    assert mean.grad.tolist() == [0, 2, -2]
-    assert log_variance.grad[0] == 0 and log_variance.grad[1] > 0 and log_variance.grad[2] < 0
-
-
-def linear_gaussian() -> tuple[Tensor, Tensor, float, Tensor, Tensor]:
-    """x = W z + noise: data x, W, sigma, exact log p(x), and exact posterior covariance."""
-    w, sigma = torch.randn(6, 2, generator=seeded(3)).double(), 0.7
-    z = torch.randn(40, 2, generator=seeded(4)).double()
-    x = z @ w.T + sigma * torch.randn(40, 6, generator=seeded(5)).double()
-    marginal = MultivariateNormal(torch.zeros(6).double(), w @ w.T + sigma**2 * torch.eye(6).double())
-    precision = torch.eye(2).double() + w.T @ w / sigma**2
-    return x, w, sigma, marginal.log_prob(x), torch.linalg.inv(precision)
-
-
-def bound(x: Tensor, w: Tensor, sigma: float, mean: Tensor, log_variance: Tensor, k: int) -> Tensor:
-    """The importance bound of the linear-Gaussian model with a diagonal q, (B,)."""
-    weights = []
-    g = seeded(6)
-    for _ in range(k):
-        z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=g).double()
-        log_px = Normal(z @ w.T, sigma).log_prob(x).sum(1)
-        log_pz = Normal(0.0, 1.0).log_prob(z).sum(1)
-        weights.append(log_px + log_pz - normal_log_density(z, mean, log_variance))
-    return importance_bound(torch.stack(weights))
-
-
-def test_bound_lies_below_the_evidence_and_tightens_with_samples():
-    """ELBO < IWAE(10) < IWAE(200) <= log p(x) where log p(x) is known, for a q that is not exact."""
-    x, w, sigma, truth, covariance = linear_gaussian()
-    mean = x @ w @ covariance.T / sigma**2
-    log_variance = covariance.diagonal().log().expand(len(x), 2) + 0.5
-    one, ten, many = (float(bound(x, w, sigma, mean, log_variance, k).mean()) for k in (1, 10, 200))
-    assert one < ten < many < float(truth.mean()) + 0.02
-    assert float(truth.mean()) - many < 0.02 < float(truth.mean()) - one
-
-
-def test_bound_is_exact_for_the_exact_posterior():
-    """With q(z | x) = p(z | x) every weight is p(x): no slack, whatever the draw."""
-    x, w, sigma, _, _ = linear_gaussian()
-    w = torch.linalg.qr(w)[0]  # orthogonal columns: the posterior is diagonal
-    marginal = MultivariateNormal(torch.zeros(6).double(), w @ w.T + sigma**2 * torch.eye(6).double())
-    variance = torch.full((len(x), 2), 1 / (1 + 1 / sigma**2)).double()
-    mean = x @ w / sigma**2 * variance
-    got = bound(x, w, sigma, mean, variance.log(), 1)
-    torch.testing.assert_close(got, marginal.log_prob(x), rtol=1e-6, atol=1e-6)
 
 
 # --- architecture ---------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from verisim.cli.parser import Parser
 
@@ -18,6 +17,7 @@ EXAMPLES = """\
 
 def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> int:
     from verisim.metrics.protocols.fair import PRESETS
+    from verisim.reports.html import comparison_report
     from verisim.tasks.comparison import compare, held_out
     from verisim.tasks.contestants import open_source
     from verisim.training.source import DataSettings, open_dataset
@@ -47,7 +47,16 @@ def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> in
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=1))
-    report = write(out / "report.html", results, contestants, real)
+    report = comparison_report(
+        out / "report.html",
+        results,
+        samples={c.name: c.images for c in contestants},
+        real=real,
+        runs={c.name: {**c.facts, "metrics": c.metrics} for c in contestants},
+        title="Which generator?" if len(contestants) > 1 else f"How good is {contestants[0].name}?",
+        notes=list(dataset.notes),
+        train=dataset["train"],
+    )
     print(f"numbers: {out / 'results.json'}\nreport:  {report.resolve()}")
     return 0
 
@@ -60,19 +69,3 @@ def _data_of_first_run(parser: Parser, argv: list[str]) -> None:
         if not word.startswith("-") and (Path(word) / "config.yaml").exists():
             parser.defaults_from("data", RunFolder(word).config()["data"], word)
             return
-
-
-def write(path: Path, results: dict, contestants: list, real: Any, title: str = "Which generator?") -> Path:
-    """The HTML report of a comparison."""
-    from verisim.reports.html import comparison_report
-
-    comparison_report(
-        path,
-        results,
-        samples={c.name: c.images for c in contestants},
-        real=real,
-        runs={c.name: {**c.facts, "metrics": c.metrics} for c in contestants},
-        title=title,
-        notes=[],
-    )
-    return path

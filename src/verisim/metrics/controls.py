@@ -25,8 +25,8 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def blurred(images: Images, sigma: float | None = None) -> Images:
-    """The images blurred by `sigma` pixels (default: 1/32 of the longest side)."""
-    sigma = sigma or max(images.spec.size) / 32
+    """The images blurred by `sigma` pixels (default: 1/32 of the longest side, at least 0.75)."""
+    sigma = sigma or max(0.75, max(images.spec.size) / 32)
     return replace(
         images, pixels=gaussian_blur(images.pixels, sigma).clamp(images.spec.low, images.spec.high)
     )

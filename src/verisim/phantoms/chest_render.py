@@ -31,6 +31,11 @@ class Frame:
     dome: Tensor  # height below the diaphragm, > 0 in the abdomen
     edge: float  # width of the softest edge that the grid can hold
 
+    def rows(self, part: slice) -> Frame:
+        """Some rows of it, for shapes that lie nowhere else."""
+        x, ax, y, side = (t[:, part] for t in (self.x, self.ax, self.y, self.side))
+        return Frame(x, ax, y, side, self.wall[:, part], self.dome[:, part], self.edge)
+
 
 def render(f: dict[str, Tensor], size: int, needed: int, noise: Tensor) -> Iterator[Tensor]:
     """Pieces (b, size, size) in [-1, 1], in order, until at least `needed` images are drawn.
@@ -73,10 +78,12 @@ def _draw(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Tensor
     image += (f["lung_level"] - image) * lung
     image += lung * _vessels(f, a)
     image += _cover(a.wall, a.edge) * (0.2 + 0.8 * lung) * (1 - 0.7 * below) * _ribs(f, a)
-    image += _spine_and_trachea(a)
-    image += trunk * _clavicles(f, a)
-    image -= below * _stomach(f, a)
-    return _findings(f, a, image) + _marker(f, size, off_x, off_y)
+    upper, lower = slice(0, size // 2), slice(size // 2, size)
+    image += _spine(a)
+    image[:, upper] += trunk[:, upper] * _clavicles(f, a.rows(upper)) - _trachea(a.rows(upper))
+    image[:, lower] -= below[:, lower] * _stomach(f, a.rows(lower))
+    image[:, : size // 3, size // 2 :] += _marker(f, size, off_x, off_y)
+    return _findings(f, a, image)
 
 
 def _frame(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Frame:
@@ -167,12 +174,16 @@ def _vessels(f: dict[str, Tensor], a: Frame) -> Tensor:
     return f["vessel_contrast"] * (0.15 * fade + fade * vessel)
 
 
-def _spine_and_trachea(a: Frame) -> Tensor:
-    """The vertebral column with its discs, and the dark windpipe in front of its upper part."""
+def _spine(a: Frame) -> Tensor:
+    """The vertebral column with its discs."""
     row = a.y * (1 / 0.125)
     disc = (row - row.round()).abs_()
-    column = _cover(a.ax - 0.075, 3 * a.edge) * (0.03 + 0.08 * disc)
-    return column - 0.09 * _cover(torch.maximum(a.ax - 0.036, a.y + 0.26), 2 * a.edge)
+    return _cover(a.ax - 0.075, 3 * a.edge) * (0.03 + 0.08 * disc)
+
+
+def _trachea(a: Frame) -> Tensor:
+    """The windpipe in front of the upper spine, as brightness to take away."""
+    return 0.09 * _cover(torch.maximum(a.ax - 0.036, a.y + 0.26), 2 * a.edge)
 
 
 def _clavicles(f: dict[str, Tensor], a: Frame) -> Tensor:
@@ -215,10 +226,13 @@ def _findings(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
 
 
 def _marker(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Tensor:
-    """The letter L on the film beside the patient's left shoulder; it does not turn with the patient."""
+    """The letter L on the film beside the patient's left shoulder; it does not turn with the patient.
+
+    Only the corner that can hold it: (b, S // 3, S - S // 2), rows from the top, columns to the right.
+    """
     axis = (torch.arange(size) + 0.5) * (2.0 / size) - 1.0
-    x = axis[None, None, :] + (2 * off_x / size - f["marker_x"])
-    y = axis[None, :, None] + (2 * off_y / size - f["marker_y"])
+    x = axis[None, None, size // 2 :] + (2 * off_x / size - f["marker_x"])
+    y = axis[None, : size // 3, None] + (2 * off_y / size - f["marker_y"])
     tall, low = (y - 0.07).abs_().sub_(0.07), (y - 0.12).abs_().sub_(0.02)  # rows of the stem and the foot
     stem = torch.maximum((x - 0.02).abs_().sub_(0.02), tall)
     foot = torch.maximum((x - 0.045).abs_().sub_(0.045), low)

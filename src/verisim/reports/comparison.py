@@ -77,7 +77,7 @@ def comparison_content(
         _warnings(c, notes),
         _samples(c, samples, real),
         _neighbours(c, samples, train),
-        Section("distances", "How close, and how varied", _distances(c)),
+        *_distances(c),
         _copies(c),
         _anatomy(c),
         Section("usefulness", "Are the images useful?", _optional(side_tables.utility_table(c))),
@@ -204,11 +204,17 @@ def _neighbours(c: Comparison, samples: Mapping[str, Images], train: Images | No
     return Section("neighbours", "Are they copies? Nearest training images", [Text(lead), Gallery(pictures)])
 
 
-def _distances(c: Comparison) -> list[Block]:
-    lead = (
-        "Distances compare all generated with all held-out images at once; each network sees something else."
+def _distances(c: Comparison) -> list[Section]:
+    """The main feature network in full view, the others folded."""
+    lead = Text(
+        "These measures compare all generated with all held-out images at once, in the features of a network. "
+        "Compare each with the row 'Real against real': no generator can be expected to do better."
     )
-    return [Text(lead), *tables.distance_tables(c)]
+    found = tables.distance_tables(c)
+    if not found:
+        return []
+    others = [Section("others", "The same in other feature networks", found[1:], folded=True)]
+    return [Section("distances", "How close, and how varied", [lead, found[0]]), *others]
 
 
 def _copies(c: Comparison) -> Section:

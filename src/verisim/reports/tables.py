@@ -130,9 +130,10 @@ def _side_flag(c: Comparison, name: str) -> Cell:
 
 
 def distance_tables(c: Comparison) -> list[Block]:
-    """One table per feature network: FD, KID, precision, recall, density, coverage, variety."""
+    """One table per feature network, the main one first: FD, KID, the four of PRDC, variety."""
     out: list[Block] = []
-    for net in c.results["networks"]:
+    main = main_network(c)
+    for net in sorted(c.results["networks"], key=lambda n: n["name"] != main):
         n = net["name"]
         keys = [f"{m}/{n}" for m in ("fd", "kid", "precision", "recall", "density", "coverage", "diversity")]
         hints = ("0 best", "0 best", "1 best", "1 best", "1 best", "1 best", "1 = as real")

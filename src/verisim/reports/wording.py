@@ -91,6 +91,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return "–"
     if value == 0 or abs(value) < 1e-12:
         return "0"
+    if abs(value) < 5e-5:
+        return "≈ 0"
     if abs(value) >= 10**digits:
         return f"{value:,.0f}"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))

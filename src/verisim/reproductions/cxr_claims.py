@@ -41,11 +41,11 @@ def _less(a: Estimate, b: Estimate) -> bool | None:
 
 def _controls(summary: dict[str, Any], size: int) -> Claim | None:
     """The judges must not tell real from real, and must tell noise from real."""
-    real, noise = (_estimate(summary, k, "c2st") for k in ("real-vs-real", "noise"))
+    real, noise = (_estimate(summary, k, "c2st") for k in ("real", "noise"))
     if real is None or noise is None:
         return None
     holds = real.low <= 0.5 <= real.high and noise.value >= 0.99
-    evidence = f"AUC: {_text('real-vs-real', real)}, {_text('noise', noise)}"
+    evidence = f"AUC: {_text("real against real", real)}, {_text('noise', noise)}"
     return Claim(f"controls@{size}", f"The judge passes its controls at {size} px", "E6", holds, evidence)
 
 

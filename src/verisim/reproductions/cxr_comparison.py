@@ -186,5 +186,6 @@ def _pictures(
         runs={c.name: {**c.facts, "metrics": c.metrics} for c in contestants},
         title=f"Chest X-ray generators at {size} pixels",
         notes=[],
+        train=dataset["train"],
     )
     return path

@@ -237,7 +237,10 @@ class ConvVAE(GenerativeModel):
         """Fit the ex-post density, and sigma where it is in closed form, to training images (N, C, *S).
 
         A conditional model gets a density per class where there are images enough, else the joint one.
+        A single image has no density: then the model keeps N(0, I).
         """
+        if len(x) < 2:
+            return
         mean, log_variance = self.posterior(x)
         self.density.fit(mean, log_variance.exp(), label if self.num_classes else None)
         generator = torch.Generator().manual_seed(0)
