@@ -45,7 +45,7 @@ def _controls(summary: dict[str, Any], size: int) -> Claim | None:
     if real is None or noise is None:
         return None
     holds = real.low <= 0.5 <= real.high and noise.value >= 0.99
-    evidence = f"AUC: {_text("real against real", real)}, {_text('noise', noise)}"
+    evidence = f"AUC: {_text('real against real', real)}, {_text('noise', noise)}"
     return Claim(f"controls@{size}", f"The judge passes its controls at {size} px", "E6", holds, evidence)
 
 
