@@ -17,6 +17,7 @@ def images(low=-1.0, high=1.0, n=4):
     [
         (torch.rand(2, 1, 8, 8) * 255, r"values in .* where \[-1, 1\] is meant.*to_range"),
         (torch.full((2, 1, 8, 8), torch.nan), "2 of 2 images hold NaN"),
+        (torch.zeros(0, 1, 8, 8), "there are no images"),
         (torch.zeros(2, 1, 8, 9), r"expected images of shape \(1, 8, 8\)"),
     ],
 )

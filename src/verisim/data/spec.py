@@ -49,6 +49,8 @@ class ImageSpec:
                 f"{where}: expected images of shape {self.shape} (channels, *size), got "
                 f"{tuple(x.shape[1:])}. Resize or convert the images first."
             )
+        if len(x) == 0:
+            raise RangeError(f"{where}: there are no images.")
         if not torch.isfinite(x).all():
             bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
             raise RangeError(

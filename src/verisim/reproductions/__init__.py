@@ -19,6 +19,7 @@ REPRODUCTIONS = {
     "demo": "verisim.reproductions.demo",
     "004": "verisim.reproductions.cxr_comparison",
     "004-artefact": "verisim.reproductions.cxr_artefact",
+    "004-sweeps": "verisim.reproductions.cxr_sweeps",
 }
 
 

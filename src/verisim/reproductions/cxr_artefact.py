@@ -19,7 +19,7 @@ from verisim.metrics.controls import noise_like
 from verisim.metrics.protocols.thesis import classifier_score, discriminator_loss
 from verisim.models import build_model
 from verisim.models.adversarial.dcgan import DCGAN
-from verisim.reproductions.cxr_comparison import LITERAL, SCALES, contestants_of, data_settings
+from verisim.reproductions.cxr_comparison import LITERAL, SCALES, contestants_of, data_settings, jobs
 from verisim.reproductions.result import Claim, Options, Result
 from verisim.seeding import generator
 from verisim.tasks.comparison import held_out
@@ -58,7 +58,8 @@ def run(options: Options) -> Result:
     dataset = open_dataset(data)
     real = held_out(dataset)
     one_seed = replace(scale, seeds=1, minutes=options.minutes or scale.minutes)
-    contestants = contestants_of(options, one_seed, data, dataset, tuple(LITERAL.values()))
+    wanted = jobs(options.out, data, tuple(LITERAL.values()), one_seed)
+    contestants = contestants_of(wanted, dataset, scale.count, options.out / "samples" / str(size))
     judge = Judge(RunFolder(options.out / "runs" / str(size) / "X-G0@0"), real)
     rows = {c.name: _row(judge, real, c.images, str(c.facts["family"])) for c in contestants}
     control = noise_like(real, len(real), generator("artefact noise", 0))

@@ -75,13 +75,14 @@ def run_at(options: Options, scale: Scale, name: str, known: tuple[str, ...]) ->
     for size in scale.sizes:
         data = data_settings(options, scale, size)
         dataset = open_dataset(data)
-        contestants = contestants_of(options, scale, data, dataset, systems)
+        wanted = jobs(options.out, data, systems, scale)
+        contestants = contestants_of(wanted, dataset, scale.count, options.out / "samples" / str(size))
         results = compare(
-            contestants, dataset, PRESETS[scale.preset], anatomy="chest", progress=_progress(size)
+            contestants, dataset, PRESETS[scale.preset], anatomy="chest", progress=show_progress(size)
         )
         results["baselines"] = _bits_baselines(dataset)
         results["verdict"] = rank(results)
-        numbers[str(size)] = _committable(results)
+        numbers[str(size)] = committable(results)
         found += claims(results, size)
         reports.append(_pictures(options, name, size, results, contestants, dataset))
     notes = [
@@ -122,22 +123,21 @@ def jobs(out: Path, data: DataSettings, systems: tuple[str, ...], scale: Scale) 
     return wanted
 
 
-def contestants_of(
-    options: Options, scale: Scale, data: DataSettings, dataset: Dataset, systems: tuple[str, ...]
-) -> list[Contestant]:
-    """Trained (where not done before) and sampled (likewise) systems, all seeds."""
-    wanted = jobs(options.out, data, systems, scale)
+def contestants_of(wanted: list[Job], dataset: Dataset, count: int, cache: Path) -> list[Contestant]:
+    """Trained (where not done before) and sampled (likewise) systems; the n-th is sampled with seed n."""
     train_all(wanted)
     real = held_out(dataset)
     found = []
     for seed, job in enumerate(wanted):
-        cache = options.out / "samples" / str(data.size) / f"{job.folder.name}.safetensors"
-        Console(stderr=True).print(f"sampling {job.folder.name}", markup=False, highlight=False)
-        found.append(from_model(job.folder, job.folder.name, scale.count, real, seed=seed, cache=cache))
+        name = job.folder.name
+        Console(stderr=True).print(f"sampling {name}", markup=False, highlight=False)
+        found.append(
+            from_model(job.folder, name, count, real, seed=seed, cache=cache / f"{name}.safetensors")
+        )
     return found
 
 
-def _progress(size: int):
+def show_progress(size: int):
     console = Console(stderr=True)
 
     def show(what: str, done: int, total: int) -> None:
@@ -155,7 +155,7 @@ def _bits_baselines(dataset: Dataset) -> dict[str, float]:
     }
 
 
-def _committable(results: dict[str, Any]) -> dict[str, Any]:
+def committable(results: dict[str, Any]) -> dict[str, Any]:
     """Results without the indices of nearest training images, which belong to local reports."""
     text = json.loads(json.dumps(results))
     for row in [*text["rows"].values(), *text["controls"].values()]:

@@ -10,7 +10,7 @@ import torch
 
 from verisim.data.folder import Dataset
 from verisim.data.spec import Images
-from verisim.errors import VerisimError
+from verisim.errors import VerisimError, pick
 from verisim.metrics.judges import JudgeSettings
 from verisim.metrics.protocols.fair import FairSettings, Progress, evaluate_fair, summarise
 from verisim.metrics.utility import utility
@@ -79,6 +79,13 @@ def _utility(
 
 
 def anatomy_statistics(images: Images, anatomy: str) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of what the phantom's measurement reads from each image."""
-    measured = PHANTOMS[anatomy].measure(images)
-    return {k: {"mean": float(v.mean()), "std": float(v.std())} for k, v in measured.items()}
+    """Mean, standard deviation and share above 0 of what the phantom's measurement reads from each image."""
+    measured = pick(PHANTOMS, anatomy, "phantom").measure(images)
+    return {
+        k: {
+            "mean": float(v.mean()),
+            "std": float(v.std(correction=0)),
+            "share_positive": float((v > 0).double().mean()),
+        }
+        for k, v in measured.items()
+    }

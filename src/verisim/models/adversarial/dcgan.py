@@ -151,6 +151,13 @@ class DCGAN(GenerativeModel):
         parts |= self.generator_step(fake, x, label, optimizer_g)
         self.log_parts(parts)
 
+    def trial_loss(self, x: Tensor, label: Tensor | None) -> Tensor:
+        """Both losses of a step at once, for measuring what it needs."""
+        label = label if self.num_classes else None
+        fake = self.net(torch.randn(len(x), self.latent, device=x.device), label)
+        critic = self.discriminator_loss(x, fake.detach(), label)[0]
+        return critic.mean() + self.generator_loss(fake, x, label)[0].mean()
+
     def discriminator_step(self, x: Tensor, fake: Tensor, label: Tensor | None, optimizer: Any) -> dict:
         """Update D alone on real x and detached fake (B, C, *S); returns the parts of its loss."""
         loss, parts = self.discriminator_loss(x, fake, label)

@@ -1,0 +1,90 @@
+"""Source 004's sweeps (X-E4): learning rates and widths of its literal systems, judged fairly.
+
+The source read its sweeps off a discriminator's loss, single seed, with the flaws that 004-artefact
+shows. Here every point is a run of its own, from scratch, with the same processor time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from verisim.data.mosaic import save_mosaic
+from verisim.metrics.bootstrap import Estimate, tie
+from verisim.metrics.protocols.fair import PRESETS
+from verisim.reproductions.cxr_comparison import (
+    SCALES,
+    committable,
+    contestants_of,
+    data_settings,
+    jobs,
+    show_progress,
+)
+from verisim.reproductions.result import Claim, Options, Result
+from verisim.reproductions.runs import Job
+from verisim.tasks.comparison import compare
+from verisim.training.source import open_dataset
+
+BASELINES = ("X-G0", "X-V0", "X-A0", "X-D0")
+POINTS = {  # name of the point -> recipe, variant of its small scale, overrides, what the source found
+    "X-G0 lr=1e-5": ("X-G-lr", "small", "X-G0", "below the baseline"),
+    "X-G0 lr=1e-3 nf=128": ("X-G-lr", "small-1e-3", "X-G0", "below the baseline"),
+    "X-G0 nf=32": ("X-G-nf", "small", "X-G0", "too simple"),
+    "X-G0 nf=128": ("X-G-nf", "small-128", "X-G0", "unstable, with artefacts"),
+    "X-V0 lr=1e-5": ("X-V-lr", "small", "X-V0", "indistinguishable from the baseline"),
+    "X-V0 lr=1e-6": ("X-V-lr", "small-1e-6", "X-V0", "indistinguishable from the baseline"),
+    "X-V0 hidden=300": ("X-V-H", "small", "X-V0", "like the baseline"),
+    "X-V0 hidden=500": ("X-V-H", "small-500", "X-V0", "slightly better, unsteady"),
+    "X-A0 lr=1e-5": ("X-A-lr", "small", "X-A0", "baseline kept"),
+    "X-A0 lr=5e-4": ("X-A-lr", "small-5e-4", "X-A0", "baseline kept"),
+    "X-D0 lr=1e-5": ("X-D-lr", "small", "X-D0", "slightly unclear"),
+    "X-D0 lr=5e-4": ("X-D-lr", "small-5e-4", "X-D0", "like the baseline"),
+}
+
+
+def run(options: Options) -> Result:
+    """Train the baselines and every point of the sweeps once, judge all in one table."""
+    full = options.scale == "full"
+    scale = replace(SCALES[options.scale], seeds=1)
+    scale = replace(scale, minutes=options.minutes or scale.minutes)
+    size = (options.sizes or scale.sizes)[0]
+    data = data_settings(options, scale, size)
+    baselines = [b for b in BASELINES if not options.systems or b in options.systems]
+    wanted = jobs(options.out, data, tuple(baselines), scale)
+    common = {k: v for k, v in wanted[0].overrides.items() if k != "data.label"}
+    for name, (recipe, variant, baseline, _) in POINTS.items():
+        if baseline in baselines:
+            chosen = variant.replace("small", "full") if full else variant
+            folder = options.out / "runs" / str(size) / name.replace(" ", "_")
+            wanted.append(Job(recipe, chosen, folder, dict(common)))
+    dataset = open_dataset(data)
+    contestants = contestants_of(wanted, dataset, scale.count, options.out / "samples" / str(size))
+    results = compare(contestants, dataset, PRESETS[scale.preset], progress=show_progress(size))
+    for c in contestants:
+        name = c.name.removesuffix("@0")
+        figure = options.results / "figures" / f"004-sweeps.{options.scale}" / f"{name}.{size}.png"
+        save_mosaic(figure, c.images.pixels[:32], 8, scale=1)
+    notes = [f"{size} pixels, one training seed, {scale.minutes or 'recipe'} processor minutes per run"]
+    return Result("004-sweeps", options.scale, _claims(results), {str(size): committable(results)}, notes)
+
+
+def _claims(results: dict) -> list[Claim]:
+    """For each point: does the judge see a difference to the baseline, and which way?"""
+    rows, found = results["rows"], []
+    for name, (_, _, baseline, said) in POINTS.items():
+        key = name.replace(" ", "_")
+        if key not in rows or f"{baseline}@0" not in rows:
+            continue
+        a, b = (Estimate.from_dict(rows[k]["c2st"]["auc"]) for k in (key, f"{baseline}@0"))
+        verdict = "ties with" if tie(a, b) else "is better than" if a.value < b.value else "is worse than"
+        text = f"AUC {a.value:.3f} [{a.low:.3f}, {a.high:.3f}] {verdict} {b.value:.3f} [{b.low:.3f}, {b.high:.3f}]"
+        found.append(Claim(name, f"{name}: {said}", "source 004, sweeps", _agrees(said, verdict), text))
+    return found
+
+
+def _agrees(said: str, verdict: str) -> bool | None:
+    """Whether the source's words and our verdict point the same way; None where its words do not say."""
+    if said.startswith(("indistinguishable", "like")):
+        return verdict == "ties with"
+    if said.startswith(("below", "too simple", "unstable", "slightly unclear")):
+        return verdict == "is worse than"
+    return None

@@ -1,0 +1,118 @@
+"""The contract of a model, checked for every entry of the registry."""
+
+import pytest
+import torch
+
+from verisim.data.spec import ImageSpec
+from verisim.errors import VerisimError
+from verisim.hub.weights import ModelCard, load_model, save_model
+from verisim.models import MODELS, build_model
+from verisim.roles import Likelihood, Sampler
+from verisim.seeding import generator
+
+SMALL = {  # settings that make each model small and quick
+    "dcgan": {"nf": 8, "latent": 8},
+    "mlp_vae": {"hidden": 32, "layers": 2, "latent": 8},
+    "conv_vae": {"width": 8, "max_width": 16, "latent": 8},
+    "pixelcnn": {"layers": 2, "channels": 8},
+    "gated_pixelcnn": {"layers": 3, "channels": 8, "components": 2},
+    "diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "steps": 2},
+}
+CLASSES = {name: 0 if name == "pixelcnn" else 3 for name in MODELS}  # the literal PixelCNN has no classes
+
+
+def made(name, size=(16, 16), classes=0):
+    torch.manual_seed(0)
+    return build_model(name, SMALL[name], ImageSpec(size), classes)
+
+
+def test_every_model_is_tested():
+    """A model added to the registry without small settings here would escape these tests."""
+    assert SMALL.keys() == MODELS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("size", [(16, 16), (32, 32)])
+def test_samples_are_images(name, size):
+    """Right shape, float32, finite, within [-1, 1]; unconditional."""
+    model = made(name, size).eval()
+    x = model.sample(3, generator=generator(0))
+    model.spec.check(x)
+    assert x.shape == (3, 1, *size) and x.dtype == torch.float32 and isinstance(model, Sampler)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_generator_decides_the_samples(name):
+    """The same generator repeats the samples, another one does not, and global randomness is not touched."""
+    model = made(name).eval()
+    state = torch.get_rng_state()
+    a, b, c = (model.sample(2, generator=generator(s)) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, k in CLASSES.items() if k))
+def test_classes_are_taken_and_checked(name):
+    """Conditional models sample per class; a class they lack, or classes where there are none, are refused."""
+    model = made(name, classes=3).eval()
+    assert model.sample(3, torch.tensor([0, 1, 2]), generator(0)).shape == (3, 1, 16, 16)
+    with pytest.raises(VerisimError, match=r"0\.\.\.2"):
+        model.sample(1, torch.tensor([3]), generator(0))
+    with pytest.raises(VerisimError, match="without classes"):
+        made(name).eval().sample(1, torch.tensor([0]), generator(0))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("size", [(30, 30), (33, 17)])
+def test_odd_sizes_work_or_say_what_would(name, size):
+    """An odd size either works from loss to sample, or is refused with the nearest sizes that work."""
+    try:
+        model = made(name, size)
+    except VerisimError as e:
+        assert any(word in str(e) for word in ("16", "32")), e
+        return
+    assert model.sample(2, generator=generator(0)).shape == (2, 1, *size)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_trial_step_reaches_the_network(name):
+    """The dry run's loss is finite and gives every part of the sampling network a gradient somewhere."""
+    model = made(name, classes=CLASSES[name])
+    label = torch.tensor([0, 1, 2, 0]) if CLASSES[name] else None
+    loss = model.trial_loss(torch.rand(4, 1, 16, 16) * 2 - 1, label)
+    loss.backward()
+    grads = [p.grad for p in model.net.parameters() if p.grad is not None]
+    assert torch.isfinite(loss) and grads and any(float(g.abs().sum()) > 0 for g in grads)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_weights_round_trip(name, tmp_path):
+    """A model rebuilt from its file alone draws the same images."""
+    model = made(name).eval()
+    model.use_channels_last()
+    save_model(tmp_path / "w.safetensors", model, ModelCard(name, SMALL[name], model.spec))
+    again, card = load_model(tmp_path / "w.safetensors")
+    assert card.model == name
+    assert torch.equal(again.sample(2, generator=generator(5)), model.sample(2, generator=generator(5)))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_bits_per_dim_is_per_image_and_repeatable(name):
+    """Where a likelihood is defined it is one finite number per image, the same for the same generator."""
+    model = made(name).eval()
+    if not isinstance(model, Likelihood):
+        pytest.skip(f"{name} defines no likelihood")
+    x = torch.rand(3, 1, 16, 16, generator=generator(3)) * 2 - 1
+    a, b = (model.bits_per_dim(x, None, generator(4)) for _ in range(2))
+    assert a.shape == (3,) and torch.isfinite(a).all() and torch.equal(a, b) and float(a.min()) > 0
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    """A file whose tensors do not fit its card says which differs."""
+    from verisim.errors import CheckpointError
+
+    model = made("conv_vae")
+    wrong = {**SMALL["conv_vae"], "width": 16}
+    save_model(tmp_path / "w.safetensors", model, ModelCard("conv_vae", wrong, model.spec))
+    with pytest.raises(CheckpointError, match="does not fit model 'conv_vae'"):
+        load_model(tmp_path / "w.safetensors")
