@@ -23,8 +23,12 @@ lint: install
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint  ## two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+bench: install  ## head-to-head against MONAI, diffusers and torchmetrics; writes results/benchmarks
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	for b in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$b || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo runs build .pytest_cache .mypy_cache .ruff_cache

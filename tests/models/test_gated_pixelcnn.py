@@ -290,17 +290,25 @@ def test_bits_of_8_bit_images():
     assert bits < literal.bits_per_dim(test).mean() - 0.2
 
 
-def test_trains_in_bfloat16():
-    """Under autocast the network is bf16, the likelihood float32, and both losses agree."""
-    model = small(dropout=0.0)
-    x = torch.rand(16, 1, 8, 8, generator=generator()) * 2 - 1
-    exact, _ = model.training_loss(x, None)
-    with torch.autocast("cpu", torch.bfloat16):
+def gradients(model, x, bf16):
+    """Every parameter's gradient of the mean loss, flattened, with or without bfloat16 autocast."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss, _ = model.training_loss(x, None)
-        loss.mean().backward()
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)
-    assert all(torch.isfinite(p.grad).all() for p in model.net.parameters())
+    loss.mean().backward()
+    return {name: p.grad.flatten().clone() for name, p in model.net.named_parameters()}
+
+
+@pytest.mark.parametrize("channels", [16, 24, 40])
+def test_bfloat16_gradients_are_right(channels):
+    """Autocast gradients agree with float32, also at widths where oneDNN's channels-last kernel does not;
+    and every parameter has one, so DDP has nothing unused to complain about."""
+    model = small((16, 16), channels=channels, dropout=0.0)
+    x = torch.rand(8, 1, 16, 16, generator=generator()) * 2 - 1
+    exact, rough = gradients(model, x, False), gradients(model, x, True)
+    for name in exact:
+        assert (rough[name] - exact[name]).norm() < 0.25 * exact[name].norm(), name
 
 
 def test_classes_change_the_samples():

@@ -212,3 +212,11 @@ def test_average_skips_and_patches_are_cheaper():
         return count.get_total_flops()
 
     assert cost(skip="average") < cost() and cost(patch=2) < 0.4 * cost()
+
+
+def test_compiles_as_one_graph():
+    """torch.compile captures the network without a break and computes the same."""
+    net, (x, c) = make(num_classes=2, channels=(8, 8)), inputs()
+    whole = torch.compile(net, backend="aot_eager", fullgraph=True)
+    label = torch.tensor([0, 1])
+    torch.testing.assert_close(whole(x, c, label), net(x, c, label))

@@ -1,6 +1,5 @@
-"""Networks: the U-Net of the diffusion models and the small classifier that judges samples."""
+"""Networks that the peers lack or run more slowly: the U-Net of the diffusion models."""
 
-from verisim.nets.classifier import Classifier
 from verisim.nets.unet import UNet
 
-__all__ = ["Classifier", "UNet"]
+__all__ = ["UNet"]

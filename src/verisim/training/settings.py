@@ -20,7 +20,7 @@ class TrainSettings:
         ema: decay of the moving average of the weights; 0 = off
         precision: bf16 halves memory and is faster on recent CPUs and GPUs
         clip: largest gradient norm; 0 = no clipping (GANs clip on their own)
-        channels_last: memory layout that convolutions like
+        channels_last: memory layout; may help on GPUs, slows training on CPUs
         seed: seed of weights, data order and noise
         checkpoint_minutes: time between checkpoints
         checkpoint_steps: steps between checkpoints; 0 = by time alone
@@ -39,7 +39,7 @@ class TrainSettings:
     ema: float = 0.999
     precision: Literal["float32", "bf16"] = "bf16"
     clip: float = 1.0
-    channels_last: bool = True
+    channels_last: bool = False
     seed: int = 0
     checkpoint_minutes: float = 5.0
     checkpoint_steps: int = 0

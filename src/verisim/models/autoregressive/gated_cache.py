@@ -46,7 +46,7 @@ class VerticalMemory:
         link = layer.link(gv) + self.label_bias[1]  # (B, 2C, 1, W)
         assert layer.conv_h.bias is not None
         to_gates = link[:, :, 0].permute(2, 0, 1) + layer.conv_h.bias  # (W, B, 2C)
-        return v + layer.out_v(gv), to_gates.contiguous()
+        return (v if layer.out_v is None else v + layer.out_v(gv)), to_gates.contiguous()
 
 
 class HorizontalMemory:

@@ -52,6 +52,16 @@ def gate(a: Tensor, dim: int = 1) -> Tensor:
     return torch.tanh(f) * torch.sigmoid(g)
 
 
+def pad(x: Tensor, left: int, right: int, top: int) -> Tensor:
+    """Zeros around x (B, C, H, W), laid out so that a dilated convolution's gradient can be trusted.
+
+    In bfloat16 and channels_last, oneDNN (torch 2.13, CPU) returns garbage as the weight gradient of a
+    dilated convolution whose width 16 does not divide (seen: 24 and 40); the plain layout is right.
+    """
+    x = F.pad(x, (left, right, top, 0))
+    return x.contiguous() if x.shape[1] % 16 else x
+
+
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each pixel by itself: (B, C, H, W) -> same."""
 
@@ -62,17 +72,26 @@ class ChannelNorm(nn.LayerNorm):
 class GatedLayer(nn.Module):
     """One layer of both stacks; vertical v and horizontal h, each (B, C, H, W)."""
 
-    def __init__(self, channels: int, skip: int, dilation: int, num_classes: int, dropout: float) -> None:
+    def __init__(
+        self,
+        channels: int,  # C
+        skip: int,  # channels of the skip connection
+        dilation: int,  # d, pixels between taps
+        num_classes: int,  # 0 = unconditional
+        dropout: float,  # probability
+        last: bool,  # nothing reads the vertical stack after it
+    ) -> None:
         super().__init__()
         c, self.channels, self.dilation, self.dropout = channels, channels, dilation, dropout
         self.norm_v, self.norm_h = ChannelNorm(c), ChannelNorm(c)
         self.conv_v = nn.Conv2d(c, 2 * c, (2, 3), dilation=dilation)  # rows r - d, r; columns c - d, c, c + d
         self.conv_h = nn.Conv2d(c, 2 * c, (1, 2), dilation=dilation)  # columns c - d and c
         self.link = nn.Conv2d(c, 2 * c, 1, bias=False)  # vertical -> horizontal
-        self.out_v = nn.Conv2d(c, c, 1, bias=False)
+        self.out_v = None if last else nn.Conv2d(c, c, 1, bias=False)
         self.out_h = nn.Conv2d(c, c + skip, 1, bias=False)  # residual and skip at once
         self.label = nn.Embedding(num_classes, 4 * c) if num_classes else None  # gates of v and of h
-        nn.init.zeros_(self.out_v.weight)
+        if self.out_v is not None:
+            nn.init.zeros_(self.out_v.weight)
         nn.init.zeros_(self.out_h.weight[:c])
         if self.label is not None:
             nn.init.zeros_(self.label.weight)
@@ -88,12 +107,12 @@ class GatedLayer(nn.Module):
         """(v, h) -> (v, h, skip)."""
         d = self.dilation
         label_v, label_h = self.label_bias(label)
-        gv = gate(self.conv_v(F.pad(self.norm_v(v), (d, d, d, 0))) + label_v)  # (B, C, H, W)
+        gv = gate(self.conv_v(pad(self.norm_v(v), d, d, d)) + label_v)  # (B, C, H, W)
         gv = F.dropout2d(gv, self.dropout, self.training)
-        a = self.conv_h(F.pad(self.norm_h(h), (d, 0, 0, 0))) + self.link(gv) + label_h  # (B, 2C, H, W)
+        a = self.conv_h(pad(self.norm_h(h), d, 0, 0)) + self.link(gv) + label_h  # (B, 2C, H, W)
         gh = F.dropout2d(gate(a), self.dropout, self.training)
         residual, skip = self.out_h(gh).split([self.channels, self.out_h.out_channels - self.channels], 1)
-        return v + self.out_v(gv), h + residual, skip
+        return (v if self.out_v is None else v + self.out_v(gv)), h + residual, skip
 
 
 class GatedStack(nn.Module):
@@ -116,7 +135,8 @@ class GatedStack(nn.Module):
         self.first_h = nn.Conv2d(inputs, channels + outputs, (1, FIRST_SIDE))  # strictly left
         self.place = nn.Conv2d(2 + 4 * FREQUENCIES, 2 * channels, 1, bias=False)  # for v and for h
         self.layers = nn.ModuleList(
-            GatedLayer(channels, self.skip, d, num_classes, dropout) for d in dilations
+            GatedLayer(channels, self.skip, d, num_classes, dropout, last=i + 1 == len(dilations))
+            for i, d in enumerate(dilations)
         )
         self.hidden = nn.Conv2d(self.skip, self.skip, 1)
         self.final = nn.Conv2d(self.skip, outputs, 1)
@@ -138,8 +158,8 @@ class GatedStack(nn.Module):
         height, width = x.shape[-2:]
         s = FIRST_SIDE
         place_v, place_h = self.places(height, width)
-        above = self.first_v(F.pad(x, (s, s, FIRST_ROWS, 0)))[:, :, :-1]  # rows < r
-        left = self.first_h(F.pad(x, (s, 0, 0, 0)))[..., :-1]  # columns < c of row r
+        above = self.first_v(pad(x, s, s, FIRST_ROWS))[:, :, :-1]  # rows < r
+        left = self.first_h(pad(x, s, 0, 0))[..., :-1]  # columns < c of row r
         v = (above[:, : self.channels] + place_v).contiguous(memory_format=torch.channels_last)
         h = (left[:, : self.channels] + place_h).contiguous(memory_format=torch.channels_last)
         direct = above[:, self.channels :] + left[:, self.channels :]  # (B, outputs, H, W)
