@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from argparse import RawDescriptionHelpFormatter
 from typing import Any, NoReturn
@@ -40,6 +41,15 @@ class Parser(jsonargparse.ArgumentParser):
     def option_names(self) -> list[str]:
         """All long options."""
         return [o for a in self._actions for o in a.option_strings if o.startswith("--")]
+
+    def explain(self, section: str, settings_class: type) -> None:
+        """Take the help texts of 'section.key' from the comments behind the constructor's arguments."""
+        source = inspect.getsource(settings_class.__init__)  # type: ignore[misc]
+        comments = dict(re.findall(r"^\s+(\w+):.*?,\s+# (.+)$", source, re.MULTILINE))
+        for action in self._actions:
+            name = action.dest.removeprefix(f"{section}.")
+            if name != action.dest and name in comments:
+                action.help = comments[name].replace("%", "%%")
 
     def defaults_from(self, section: str, values: dict[str, Any], where: str) -> None:
         """Set defaults 'section.key' from a recipe; unknown keys are errors that suggest the nearest."""

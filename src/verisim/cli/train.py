@@ -65,6 +65,7 @@ def build_parser(recipe_name: str, variant: str) -> Parser:
     name = model.pop("name", "")
     parser.add_class_arguments(TrainSettings, "training")
     parser.add_class_arguments(model_class(name), "model", skip={"spec", "num_classes"})
+    parser.explain("model", model_class(name))
     for section, values in (("model", model), ("data", settings["data"]), ("training", settings["training"])):
         parser.defaults_from(section, values, f"recipe {recipe.id} ({variant})")
     return parser

@@ -8,14 +8,19 @@ controls that must come out best (real images) and worst (noise).
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from verisim.data.folder import Dataset
 from verisim.data.mosaic import save_mosaic
+from verisim.data.spec import Images
 from verisim.errors import VerisimError
 from verisim.metrics.protocols.fair import PRESETS, rank
 from verisim.models.autoregressive.baselines import left_neighbour_laplace_bits, pixel_histogram_bits
@@ -48,7 +53,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale((16,), 1, 0.05, "small", 60, "quick", 300),
-    "small": Scale((32, 64), 3, 3.0, "small", 500, "full", 2500),
+    "small": Scale((32, 64), 3, 3.0, "small", 400, "full", 2500),
     "full": Scale((64, 128), 3, 0.0, "full", 5000, "full", 20000),
 }
 
@@ -124,17 +129,27 @@ def jobs(out: Path, data: DataSettings, systems: tuple[str, ...], scale: Scale) 
 
 
 def contestants_of(wanted: list[Job], dataset: Dataset, count: int, cache: Path) -> list[Contestant]:
-    """Trained (where not done before) and sampled (likewise) systems; the n-th is sampled with seed n."""
+    """Trained and sampled systems, each in processes of one thread; what was done before is reused.
+
+    The n-th system is sampled with seed n.
+    """
     train_all(wanted)
     real = held_out(dataset)
-    found = []
-    for seed, job in enumerate(wanted):
-        name = job.folder.name
-        Console(stderr=True).print(f"sampling {name}", markup=False, highlight=False)
-        found.append(
-            from_model(job.folder, name, count, real, seed=seed, cache=cache / f"{name}.safetensors")
-        )
+    tasks = [
+        (j.folder, j.folder.name, count, real, seed, cache / f"{j.folder.name}.safetensors")
+        for seed, j in enumerate(wanted)
+    ]
+    console, found = Console(stderr=True), []
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for task, contestant in zip(tasks, pool.map(_draw, tasks)):
+            console.print(f"sampled {task[1]}", markup=False, highlight=False)
+            found.append(contestant)
     return found
+
+
+def _draw(task: tuple[Path, str, int, Images, int, Path]) -> Contestant:
+    path, name, count, real, seed, cache = task
+    return from_model(path, name, count, real, seed=seed, cache=cache)
 
 
 def show_progress(size: int):
