@@ -52,7 +52,7 @@ def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> in
         results,
         samples={c.name: c.images for c in contestants},
         real=real,
-        runs={c.name: {**c.facts, "metrics": c.metrics} for c in contestants},
+        runs={c.name: c.report() for c in contestants},
         title="Which generator?" if len(contestants) > 1 else f"How good is {contestants[0].name}?",
         notes=list(dataset.notes),
         train=dataset["train"],

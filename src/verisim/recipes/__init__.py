@@ -20,7 +20,7 @@ KEYS = (
     "id", "title", "kind", "source", "task", "inputs", "outputs", "published", "status", "reproduction",
     "page", "extends", "model", "data", "training", "variants",
 )  # fmt: skip
-STATUSES = ("done", "partial", "planned")
+STATUSES = ("done", "partial", "planned")  # partial: it runs, but its results are not committed yet
 
 
 @dataclass(frozen=True)

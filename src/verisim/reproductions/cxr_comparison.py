@@ -201,7 +201,7 @@ def _pictures(
         results,
         samples={c.name: c.images for c in contestants},
         real=held_out(dataset),
-        runs={c.name: {**c.facts, "metrics": c.metrics} for c in contestants},
+        runs={c.name: c.report() for c in contestants},
         title=f"Chest X-ray generators at {size} pixels",
         notes=[],
         train=dataset["train"],

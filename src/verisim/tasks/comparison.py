@@ -16,6 +16,7 @@ from verisim.metrics.protocols.fair import FairSettings, Progress, evaluate_fair
 from verisim.metrics.utility import utility
 from verisim.phantoms import PHANTOMS
 from verisim.tasks.contestants import Contestant
+from verisim.training.run_folder import environment
 
 
 def held_out(dataset: Dataset) -> Images:
@@ -55,6 +56,7 @@ def compare(
         raise VerisimError(f"Two of the compared sets share a name: {', '.join(sorted(names))}. Rename one.")
     results = evaluate_fair({c.name: c.images for c in contestants}, train, test, settings, progress)
     results["summary"] = summarise(results)
+    results["environment"] = environment()
     results["facts"] = {c.name: c.facts for c in contestants}
     if anatomy:
         sets = {"real": test, **{c.name: c.images for c in contestants}}

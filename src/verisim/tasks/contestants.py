@@ -30,6 +30,11 @@ class Contestant:
     facts: dict[str, Any] = field(default_factory=dict)  # cost, parameters, bits per dimension ...
     metrics: Path | None = None  # its metrics.jsonl
 
+    def report(self) -> dict[str, Any]:
+        """What a report shows about it."""
+        title = f"{self.name.split('@')[0]} ({self.facts.get('family', 'images')})"
+        return {"title": title, **self.facts, "metrics": self.metrics}
+
 
 def from_model(
     path: Path, name: str, n: int, held_out: Images, *, seed: int = 0, cache: Path | None = None
