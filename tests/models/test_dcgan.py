@@ -9,8 +9,8 @@ from torch import Tensor
 from verisim.data.spec import ImageSpec
 from verisim.errors import RangeError, VerisimError
 from verisim.models.adversarial.dcgan import DCGAN
-from verisim.recipes import load_recipe
 from verisim.models.adversarial.networks import MinibatchStd, check_size
+from verisim.recipes import load_recipe
 
 X_G0 = {k: v for k, v in load_recipe("X-G0").settings("source")["model"].items() if k != "name"}
 SMALL = {"nf": 8, "latent": 16, "max_width": 64}
