@@ -28,6 +28,7 @@ class Parser(jsonargparse.ArgumentParser):
             formatter_class=_Formatter,
             exit_on_error=True,
         )
+        self.allow_abbrev = False  # a misspelt option is an error, not a guess
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise VerisimError instead of printing the usage."""
