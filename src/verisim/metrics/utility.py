@@ -128,17 +128,20 @@ def utility(
     n_seeds: int = 3,
     draws: int = 1000,
     class_names: Sequence[str] | None = None,
+    trtr: Scores | None = None,
 ) -> dict:
     """The four experiments of this file; JSON-able.
 
-    `synthetic` carries the label each image was made for. `gain` is the paired difference in AUC.
+    `synthetic` carries the label each image was made for. `gain` is the paired difference in AUC. trtr: what
+    train_and_test gave for the real images with the same settings, where it is known already.
     """
     settings = settings or JudgeSettings()
 
     def run(train: Images, test: Images) -> Scores:
         return train_and_test(train, test, settings, seed, n_seeds, draws)
 
-    trtr = run(real_train, real_test)
+    check_labels(synthetic, "synthetic set")
+    trtr = trtr or run(real_train, real_test)
     both = run(join(real_train, synthetic), real_test)
     paired = torch.isfinite(trtr.auc_draws) & torch.isfinite(both.auc_draws)
     spread = difference(both.auc_draws[paired], trtr.auc_draws[paired])

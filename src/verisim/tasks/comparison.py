@@ -13,7 +13,7 @@ from verisim.data.spec import Images
 from verisim.errors import VerisimError, pick
 from verisim.metrics.judges import JudgeSettings
 from verisim.metrics.protocols.fair import FairSettings, Progress, evaluate_fair, summarise
-from verisim.metrics.utility import utility
+from verisim.metrics.utility import train_and_test, utility
 from verisim.phantoms import PHANTOMS
 from verisim.tasks.contestants import Contestant
 from verisim.training.run_folder import environment
@@ -62,22 +62,26 @@ def compare(
         sets = {"real": test, **{c.name: c.images for c in contestants}}
         results["anatomy"] = {k: anatomy_statistics(v, anatomy) for k, v in sets.items()}
     if train.labels is not None and test.labels is not None:
-        results["utility"] = {c.name: _utility(c, train, test, settings, dataset) for c in contestants}
+        results["utility"] = _utility(contestants, train, test, settings, dataset)
     return results
 
 
 def _utility(
-    contestant: Contestant, train: Images, test: Images, settings: FairSettings, dataset: Dataset
+    contestants: Sequence[Contestant], train: Images, test: Images, settings: FairSettings, dataset: Dataset
 ) -> dict[str, Any]:
-    """Train on synthetic, test on real; or the reason why that cannot be measured."""
+    """Train on synthetic, test on real, for one training seed per generator; or the reason why not."""
     judge = JudgeSettings(steps=settings.c2st_steps, width=settings.judge_width)
-    try:
-        return utility(
-            train, test, contestant.images, judge, settings.seed, settings.n_seeds, settings.bootstrap,
-            dataset.class_names,
-        )  # fmt: skip
-    except VerisimError as e:
-        return {"value": None, "reason": str(e)}
+    common = (judge, settings.seed, settings.n_seeds, settings.bootstrap)
+    trtr, found = None, {}
+    for c in contestants:
+        if "@" in c.name and not c.name.endswith("@0"):
+            continue
+        try:
+            trtr = trtr or train_and_test(train, test, *common)
+            found[c.name] = utility(train, test, c.images, *common, dataset.class_names, trtr)
+        except VerisimError as e:
+            found[c.name] = {"value": None, "reason": str(e)}
+    return found
 
 
 def anatomy_statistics(images: Images, anatomy: str) -> dict[str, dict[str, float]]:
