@@ -17,14 +17,14 @@ def test_smoke_comparison_and_artefact(tmp_path, capsys):
     common = ["--scale", "smoke", "--out", str(tmp_path), "--minutes", "0.03"]
     systems = "X-V0,X-V-fix,X-G0,X-G-fix"
     assert main(["reproduce", "004", *common, "--systems", systems]) == 0
-    body = json.loads((tmp_path / "004.smoke.json").read_text())
+    body = json.loads((tmp_path / "004.16px.smoke.json").read_text())
     names = {c["name"] for c in body["claims"]}
     assert {"controls@16", "fix-VAE@16", "laterality@16"} <= names
     rows = body["numbers"]["16"]["rows"]
     assert set(rows) == {f"{s}@0" for s in systems.split(",")}
     assert not any("nearest" in space for r in rows.values() for space in r["memorisation"].values())
     assert (tmp_path / "report.16.html").exists()
-    assert (tmp_path / "figures" / "004.smoke" / "X-V-fix.16.png").exists()
+    assert (tmp_path / "figures" / "004.16px.smoke" / "X-V-fix.png").exists()
     assert "claims" in capsys.readouterr().out
 
 
@@ -60,7 +60,7 @@ def test_unknown_system(tmp_path):
     from verisim.errors import VerisimError
 
     with pytest.raises(VerisimError, match="X-Z is not part"):
-        reproduction("004")(Options("smoke", tmp_path, tmp_path, systems=("X-Z",)))
+        next(reproduction("004")(Options("smoke", tmp_path, tmp_path, systems=("X-Z",))))
 
 
 def test_registry_modules_exist():

@@ -16,9 +16,10 @@ EXAMPLES = """\
 
 
 def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> int:
+    from verisim.data.atomic import atomic_write
     from verisim.metrics.protocols.fair import PRESETS
     from verisim.reports.html import comparison_report
-    from verisim.tasks.comparison import compare, held_out
+    from verisim.tasks.comparison import compare, held_out, show_progress
     from verisim.tasks.contestants import open_source
     from verisim.training.source import DataSettings, open_dataset
 
@@ -43,10 +44,12 @@ def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> in
     contestants = [open_source(s, args.count, real, seed=args.seed) for s in args.sources]
     settings = replace(PRESETS["quick" if args.quick else "full"], seed=args.seed)
     anatomy = args.anatomy or ("" if data.folder else data.phantom)
-    results = compare(contestants, dataset, settings, anatomy=anatomy)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=1))
+    progress = show_progress(verb)
+    results = compare(
+        contestants, dataset, settings, anatomy=anatomy, progress=progress, memory=out / "measured"
+    )
+    atomic_write(out / "results.json", json.dumps(results, indent=1).encode())
     report = comparison_report(
         out / "report.html",
         results,

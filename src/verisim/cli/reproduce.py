@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=str, default="", help="folder of images; without it, phantoms")
     parser.add_argument("--sizes", type=str, default="", help="image sizes, e.g. 32,64")
     parser.add_argument("--seeds", type=int, default=0, help="training seeds per system")
+    parser.add_argument("--count", type=int, default=0, help="images drawn from each trained model")
     parser.add_argument("--minutes", type=float, default=0.0, help="processor minutes per trained model")
     parser.add_argument("--systems", type=str, default="", help="recipe ids, e.g. X-D-fix,X-G-fix")
     args = parser.parse_args(argv)
@@ -40,13 +41,14 @@ def main(argv: list[str]) -> int:
         data=args.data,
         sizes=tuple(int(s) for s in args.sizes.split(",") if s),
         seeds=args.seeds,
+        count=args.count,
         minutes=args.minutes,
         systems=tuple(s for s in args.systems.split(",") if s),
     )
-    result = reproduction(args.id)(options)
-    path = result.write(options.results)
-    result.print()
-    print(f"numbers: {path}")
-    if result.report:
-        print(f"report:  {result.report.resolve()}")
+    for result in reproduction(args.id)(options):
+        path = result.write(options.results)
+        result.print()
+        print(f"numbers: {path}")
+        if result.report:
+            print(f"report:  {result.report.resolve()}")
     return 0

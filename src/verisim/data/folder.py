@@ -71,7 +71,7 @@ def load_images(
     channels: int = 1,  # 1 (colour becomes grey) or 3 (grey is repeated)
     label: str | None = None,  # manifest column with classes, or "folder": the name of the file's folder
     image: str = "image",  # manifest column with file names
-    split: Mapping[str, str] | str | None = "split",  # column, or {patient: split}, or None: all in one
+    split: Mapping[str, str] | str | None = "split",  # column, "new", {patient: split}, or None: all in one
     low: float = -1.0,  # value of black
     high: float = 1.0,  # value of white
     window: Window = None,  # black and white in stored units; "each" image's percentiles; "header"
@@ -89,7 +89,8 @@ def load_images(
 
     8-bit images map their type's range (0..255) to [low, high]. Others use `window`, or the 0.5th and
     99.5th percentile over the training images of their kind (recorded in Dataset.window). A stretched
-    volume keeps its place in space: spacing and affine follow.
+    volume keeps its place in space: spacing and affine follow. split "new" makes one by patient whatever the
+    manifest says.
     Errors: DataError for anything that would silently give other data than was meant.
     """
     wanted = (int(size),) * 2 if isinstance(size, int) else tuple(int(s) for s in size)
@@ -156,7 +157,10 @@ def _assign(cases, split, fractions: dict[str, float], seed: int, listing: Listi
         for case in cases:
             case.split = "all"
         return {c.patient: "all" for c in cases}
-    if isinstance(split, str) and split != "split":
+    if split == "new":
+        for case in cases:
+            case.split = ""
+    elif isinstance(split, str) and split != "split":
         if split not in listing.columns:
             raise DataError(f"{where}: no split column '{split}'. Columns: {', '.join(listing.columns)}.")
         for case in cases:

@@ -1,13 +1,13 @@
 """Published tables and figures, run again: the system, its baselines, a control that must fail.
 
-Each module has `run(options: Options) -> Result`. Results are JSON under results/ with seed, machine,
-time and commit; a claim that does not hold is reported as not held.
+Each module has `run(options: Options) -> Iterator[Result]`, one result per file. Results are JSON under
+results/ with seed, machine, time and commit; a claim that does not hold is reported as not held.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from verisim.errors import pick
@@ -23,6 +23,6 @@ REPRODUCTIONS = {
 }
 
 
-def reproduction(name: str) -> Callable[[Options], Result]:
+def reproduction(name: str) -> Callable[[Options], Iterator[Result]]:
     """The run function of a reproduction."""
     return importlib.import_module(pick(REPRODUCTIONS, name, "reproduction")).run

@@ -7,6 +7,7 @@ was saved before it was trained answers 0.5 to everything; 0.5 was read as "easi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -50,22 +51,21 @@ class Judge(nn.Module):
         return torch.sigmoid(self.discriminator(x).flatten())
 
 
-def run(options: Options) -> Result:
+def run(options: Options) -> Iterator[Result]:
     """Score the literal systems' samples both ways; uses the runs of reproduction 004 where they exist."""
-    scale = SCALES[options.scale]
-    size = (options.sizes or scale.sizes)[0]
+    scale = SCALES[options.scale].changed_by(options)
+    size = scale.sizes[0]
     data = data_settings(options, scale, size)
     dataset = open_dataset(data)
     real = held_out(dataset)
-    one_seed = replace(scale, seeds=1, minutes=options.minutes or scale.minutes)
-    wanted = jobs(options.out, data, tuple(LITERAL.values()), one_seed)
+    wanted = jobs(options.out, data, tuple(LITERAL.values()), replace(scale, seeds=1))
     contestants = contestants_of(wanted, dataset, scale.count, options.out / "samples" / str(size))
     judge = Judge(RunFolder(options.out / "runs" / str(size) / "X-G0@0"), real)
     rows = {c.name: _row(judge, real, c.images, str(c.facts["family"])) for c in contestants}
     control = noise_like(real, len(real), generator("artefact noise", 0))
     rows["noise"] = _row(judge, real, control, "gan")
     notes = [f"size {size}; discriminator of X-G0@0; literal systems, training seed 0"]
-    return Result("004-artefact", options.scale, _claims(rows), {str(size): rows}, notes)
+    yield Result("004-artefact", options.scale, _claims(rows), {str(size): rows}, notes, part=f"{size}px")
 
 
 def _row(judge: nn.Module, real: Images, fake: Images, family: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -29,7 +30,7 @@ from verisim.reports.html import comparison_report
 from verisim.reproductions.cxr_claims import claims
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
-from verisim.tasks.comparison import compare, held_out
+from verisim.tasks.comparison import compare, held_out, show_progress
 from verisim.tasks.contestants import Contestant, from_model
 from verisim.training.source import DataSettings, open_dataset
 
@@ -51,6 +52,16 @@ class Scale:
     phantoms: int  # number of phantoms where no folder is given
     literal_seeds: int = 0  # training seeds of literal systems; 0 = as many
 
+    def changed_by(self, options: Options) -> Scale:
+        """This scale with what the user asked for."""
+        return replace(
+            self,
+            sizes=options.sizes or self.sizes,
+            seeds=options.seeds or self.seeds,
+            count=options.count or self.count,
+            minutes=options.minutes or self.minutes,
+        )
+
 
 SCALES = {
     "smoke": Scale((16,), 1, 0.05, "small", 120, "quick", 300),
@@ -59,45 +70,47 @@ SCALES = {
 }
 
 
-def run(options: Options) -> Result:
-    """Train what is not trained yet, judge, and write figures and report."""
+def run(options: Options) -> Iterator[Result]:
+    """Train what is not trained yet, judge, and write figures and report; one result per size."""
     return run_at(options, SCALES[options.scale], "004", SYSTEMS)
 
 
-def run_at(options: Options, scale: Scale, name: str, known: tuple[str, ...]) -> Result:
-    """The comparison of the `known` systems (or those that options name) at a scale."""
+def run_at(options: Options, scale: Scale, name: str, known: tuple[str, ...]) -> Iterator[Result]:
+    """The comparison of the `known` systems (or those that options name) at a scale, size by size."""
     systems = options.systems or known
     unknown = sorted(set(systems) - set(known))
     if unknown:
         raise VerisimError(f"{unknown[0]} is not part of this comparison. It has: {', '.join(known)}.")
-    scale = replace(
-        scale,
-        sizes=options.sizes or scale.sizes,
-        seeds=options.seeds or scale.seeds,
-        minutes=options.minutes or scale.minutes,
-    )
-    numbers: dict[str, Any] = {}
-    found, reports = [], []
+    scale = scale.changed_by(options)
     for size in scale.sizes:
-        data = data_settings(options, scale, size)
-        dataset = open_dataset(data)
-        wanted = jobs(options.out, data, systems, scale)
-        contestants = contestants_of(wanted, dataset, scale.count, options.out / "samples" / str(size))
-        results = compare(
-            contestants, dataset, PRESETS[scale.preset], anatomy="chest", progress=show_progress(size)
-        )
-        results["baselines"] = _bits_baselines(dataset)
-        results["verdict"] = rank(results)
-        numbers[str(size)] = committable(results)
-        found += claims(results, size)
-        reports.append(_pictures(options, name, size, results, contestants, dataset))
+        yield _at_size(options, scale, name, systems, size)
+
+
+def _at_size(options: Options, scale: Scale, name: str, systems: tuple[str, ...], size: int) -> Result:
+    data = data_settings(options, scale, size)
+    dataset = open_dataset(data)
+    wanted = jobs(options.out, data, systems, scale)
+    contestants = contestants_of(wanted, dataset, scale.count, options.out / "samples" / str(size))
+    results = compare(
+        contestants,
+        dataset,
+        PRESETS[scale.preset],
+        anatomy="chest",
+        progress=show_progress(f"{size} px"),
+        memory=options.out / "measured",
+    )
+    results["baselines"] = _bits_baselines(dataset)
+    results["verdict"] = rank(results)
     notes = [
         f"images: {Path(options.data).name if options.data else 'phantoms'}",
         f"training seeds: {scale.seeds} (literal systems: {scale.literal_seeds or scale.seeds}); processor minutes per run: {scale.minutes or 'as in the recipes'}; "
         f"one thread per run; {scale.count} samples per run",
         "corrected systems are class-conditional and draw classes by training frequency; literal ones are not",
     ]
-    return Result(name, options.scale, found, numbers, notes, reports[0])
+    numbers = {str(size): committable(results)}
+    found = Result(name, options.scale, claims(results, size), numbers, notes, part=f"{size}px")
+    found.report = _pictures(options, found, size, results, contestants, dataset)
+    return found
 
 
 def data_settings(options: Options, scale: Scale, size: int) -> DataSettings:
@@ -155,15 +168,6 @@ def _draw(task: tuple[Path, str, int, Images, int, Path]) -> Contestant:
     return from_model(path, name, count, real, seed=seed, cache=cache)
 
 
-def show_progress(size: int):
-    console = Console(stderr=True)
-
-    def show(what: str, done: int, total: int) -> None:
-        console.print(f"{size} px: judging {done}/{total} {what}", markup=False, highlight=False)
-
-    return show
-
-
 def _bits_baselines(dataset: Dataset) -> dict[str, float]:
     """Bits per dimension of two models that know no shapes."""
     train, test = dataset["train"].quantise().pixels, held_out(dataset).pixels
@@ -184,17 +188,17 @@ def committable(results: dict[str, Any]) -> dict[str, Any]:
 
 def _pictures(
     options: Options,
-    run: str,
+    found: Result,
     size: int,
     results: dict[str, Any],
     contestants: list[Contestant],
     dataset: Dataset,
 ) -> Path:
     """A grid of samples per system (committable) and the HTML report (local: it shows real images)."""
-    folder = options.results / "figures" / f"{run}.{options.scale}"
+    folder = options.results / "figures" / found.name
     for c in contestants:
         if c.name.endswith("@0"):
-            save_mosaic(folder / f"{c.name[:-2]}.{size}.png", c.images.pixels[:32], 8, scale=1)
+            save_mosaic(folder / f"{c.name[:-2]}.png", c.images.pixels[:32], 8, scale=1)
     path = options.out / f"report.{size}.html"
     comparison_report(
         path,

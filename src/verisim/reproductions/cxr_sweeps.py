@@ -6,6 +6,7 @@ shows. Here every point is a run of its own, from scratch, with the same process
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from verisim.data.mosaic import save_mosaic
@@ -17,11 +18,10 @@ from verisim.reproductions.cxr_comparison import (
     contestants_of,
     data_settings,
     jobs,
-    show_progress,
 )
 from verisim.reproductions.result import Claim, Options, Result
 from verisim.reproductions.runs import Job
-from verisim.tasks.comparison import compare
+from verisim.tasks.comparison import compare, show_progress
 from verisim.training.source import open_dataset
 
 BASELINES = ("X-G0", "X-V0", "X-A0", "X-D0")
@@ -41,12 +41,11 @@ POINTS = {  # name of the point -> recipe, variant of its small scale, overrides
 }
 
 
-def run(options: Options) -> Result:
+def run(options: Options) -> Iterator[Result]:
     """Train the baselines and every point of the sweeps once, judge all in one table."""
     full = options.scale == "full"
-    scale = replace(SCALES[options.scale], seeds=1)
-    scale = replace(scale, minutes=options.minutes or scale.minutes)
-    size = (options.sizes or scale.sizes)[0]
+    scale = replace(SCALES[options.scale].changed_by(options), seeds=1)
+    size = scale.sizes[0]
     data = data_settings(options, scale, size)
     baselines = [b for b in BASELINES if not options.systems or b in options.systems]
     wanted = jobs(options.out, data, tuple(baselines), scale)
@@ -58,13 +57,20 @@ def run(options: Options) -> Result:
             wanted.append(Job(recipe, chosen, folder, dict(common)))
     dataset = open_dataset(data)
     contestants = contestants_of(wanted, dataset, scale.count, options.out / "samples" / str(size))
-    results = compare(contestants, dataset, PRESETS[scale.preset], progress=show_progress(size))
-    for c in contestants:
-        name = c.name.removesuffix("@0")
-        figure = options.results / "figures" / f"004-sweeps.{options.scale}" / f"{name}.{size}.png"
-        save_mosaic(figure, c.images.pixels[:32], 8, scale=1)
+    results = compare(
+        contestants,
+        dataset,
+        PRESETS[scale.preset],
+        progress=show_progress(f"sweeps, {size} px"),
+        memory=options.out / "measured",
+    )
     notes = [f"{size} pixels, one training seed, {scale.minutes or 'recipe'} processor minutes per run"]
-    return Result("004-sweeps", options.scale, _claims(results), {str(size): committable(results)}, notes)
+    numbers = {str(size): committable(results)}
+    found = Result("004-sweeps", options.scale, _claims(results), numbers, notes, part=f"{size}px")
+    for c in contestants:
+        figure = options.results / "figures" / found.name / f"{c.name.removesuffix('@0')}.png"
+        save_mosaic(figure, c.images.pixels[:32], 8, scale=1)
+    yield found
 
 
 def _claims(results: dict) -> list[Claim]:

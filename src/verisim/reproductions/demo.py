@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from verisim.reproductions.cxr_comparison import CORRECTED, Scale, run_at
 from verisim.reproductions.result import Options, Result
 
@@ -12,6 +14,6 @@ SCALES = {
 }
 
 
-def run(options: Options) -> Result:
+def run(options: Options) -> Iterator[Result]:
     """The corrected systems of source 004 on phantoms, one seed."""
     return run_at(options, SCALES[options.scale], "demo", tuple(CORRECTED.values()))

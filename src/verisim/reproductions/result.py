@@ -27,6 +27,7 @@ class Options:
     data: str = ""  # folder of images; empty = phantoms
     sizes: tuple[int, ...] = ()  # empty = as the scale says
     seeds: int = 0  # 0 = as the scale says
+    count: int = 0  # images drawn per run; 0 = as the scale says
     minutes: float = 0.0  # processor minutes per trained model; 0 = as the scale says
     systems: tuple[str, ...] = ()  # recipe ids; empty = all of the reproduction
 
@@ -48,7 +49,7 @@ class Claim:
 
 @dataclass
 class Result:
-    """What came out, ready to be written as results/ID.SCALE.json."""
+    """What came out, ready to be written as results/ID.PART.SCALE.json."""
 
     id: str
     scale: str
@@ -56,9 +57,15 @@ class Result:
     numbers: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     report: Path | None = None
+    part: str = ""  # which part of the reproduction, e.g. 32px; part of the file's name
+
+    @property
+    def name(self) -> str:
+        """ID.PART.SCALE, or ID.SCALE: name of the JSON and of the folder of figures."""
+        return ".".join(w for w in (self.id, self.part, self.scale) if w)
 
     def write(self, folder: Path) -> Path:
-        path = folder / f"{self.id}.{self.scale}.json"
+        path = folder / f"{self.name}.json"
         body = {
             "id": self.id,
             "scale": self.scale,
@@ -71,7 +78,7 @@ class Result:
         return path
 
     def print(self) -> None:
-        table = Table(title=f"{self.id} ({self.scale}): claims")
+        table = Table(title=f"{self.name}: claims")
         for column in ("claim", "holds", "evidence"):
             table.add_column(column)
         words = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]undecided[/]"}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from verisim.data.folder import Dataset
 from verisim.data.spec import Images
 from verisim.errors import VerisimError, pick
 from verisim.metrics.judges import JudgeSettings
+from verisim.metrics.memo import Measured, Memo
 from verisim.metrics.protocols.fair import FairSettings, Progress, evaluate_fair, summarise
-from verisim.metrics.utility import train_and_test, utility
+from verisim.metrics.utility import Scores, train_and_test, utility
 from verisim.phantoms import PHANTOMS
 from verisim.tasks.contestants import Contestant
 from verisim.training.run_folder import environment
@@ -24,8 +28,8 @@ def held_out(dataset: Dataset) -> Images:
     parts = [dataset.splits[s] for s in ("test", "val") if s in dataset.splits]
     if not parts:
         raise VerisimError(
-            "There are no held-out images: the data have no test split. Let one be made by leaving the "
-            "split column empty, or mark some patients as 'test' in manifest.csv."
+            "There are no held-out images: the data have no test split. Mark some patients as 'test' in "
+            "manifest.csv, or train with --data.split new, which holds some patients out."
         )
     if len(parts) == 1:
         return parts[0].quantise()
@@ -38,6 +42,16 @@ def held_out(dataset: Dataset) -> Images:
     ).quantise()
 
 
+def show_progress(where: str) -> Progress:
+    """Prints a line on standard error for every row that is judged."""
+    console = Console(stderr=True)
+
+    def show(what: str, done: int, total: int) -> None:
+        console.print(f"{where}: judging {done}/{total} {what}", markup=False, highlight=False)
+
+    return show
+
+
 def compare(
     contestants: Sequence[Contestant],
     dataset: Dataset,
@@ -45,16 +59,18 @@ def compare(
     *,
     anatomy: str = "",
     progress: Progress | None = None,
+    memory: Path | None = None,
 ) -> dict[str, Any]:
     """All numbers of the fair protocol, with utility, likelihood, cost and anatomy, ready for JSON.
 
-    anatomy: name of the phantom whose measurements apply to these images (e.g. chest); empty = none.
+    memory: folder that keeps what was measured, so that a comparison that was killed goes on; anatomy: name of the phantom whose measurements apply to these images (e.g. chest); empty = none.
     """
     train, test = dataset["train"].quantise(), held_out(dataset)
     names = [c.name for c in contestants]
     if len(set(names)) < len(names):
         raise VerisimError(f"Two of the compared sets share a name: {', '.join(sorted(names))}. Rename one.")
-    results = evaluate_fair({c.name: c.images for c in contestants}, train, test, settings, progress)
+    memo = Memo(memory)
+    results = evaluate_fair({c.name: c.images for c in contestants}, train, test, settings, progress, memo)
     results["summary"] = summarise(results)
     results["environment"] = environment()
     results["facts"] = {c.name: c.facts for c in contestants}
@@ -62,25 +78,40 @@ def compare(
         sets = {"real": test, **{c.name: c.images for c in contestants}}
         results["anatomy"] = {k: anatomy_statistics(v, anatomy) for k, v in sets.items()}
     if train.labels is not None and test.labels is not None:
-        results["utility"] = _utility(contestants, train, test, settings, dataset)
+        results["utility"] = _utility(contestants, train, test, settings, dataset, memo, progress)
     return results
 
 
 def _utility(
-    contestants: Sequence[Contestant], train: Images, test: Images, settings: FairSettings, dataset: Dataset
+    contestants: Sequence[Contestant],
+    train: Images,
+    test: Images,
+    settings: FairSettings,
+    dataset: Dataset,
+    memo: Memo,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """Train on synthetic, test on real, for one training seed per generator; or the reason why not."""
     judge = JudgeSettings(steps=settings.c2st_steps, width=settings.judge_width)
     common = (judge, settings.seed, settings.n_seeds, settings.bootstrap)
-    trtr, found = None, {}
-    for c in contestants:
-        if "@" in c.name and not c.name.endswith("@0"):
-            continue
+
+    @cache
+    def trtr() -> Scores:
+        return train_and_test(train, test, *common)
+
+    def measure(images: Images) -> Measured:
         try:
-            trtr = trtr or train_and_test(train, test, *common)
-            found[c.name] = utility(train, test, c.images, *common, dataset.class_names, trtr)
+            return utility(train, test, images, *common, dataset.class_names, trtr()), {}
         except VerisimError as e:
-            found[c.name] = {"value": None, "reason": str(e)}
+            return {"value": None, "reason": str(e)}, {}
+
+    chosen = [c for c in contestants if "@" not in c.name or c.name.endswith("@0")]
+    found = {}
+    for i, c in enumerate(chosen):
+        if progress is not None:
+            progress(f"usefulness of {c.name}", i, len(chosen))
+        parts = ["utility", common, dataset.class_names, train, test, c.images]
+        found[c.name] = memo.fetch(parts, partial(measure, c.images))[0]
     return found
 
 

@@ -61,7 +61,7 @@ def _draw(path: Path, n: int, held_out: Images, seed: int) -> dict[str, Any]:
     if card.spec.shape != held_out.spec.shape:
         raise VerisimError(
             f"{path} makes images of {card.spec.size}, the real ones are {held_out.spec.size}. "
-            f"Compare at one size: --data.size {card.spec.size[-1]}."
+            f"Compare at one size: --data.size {'x'.join(map(str, card.spec.size))}."
         )
     made = generate(model, card, n, seed=seed)
     facts = {

@@ -21,9 +21,10 @@ class DataSettings:
             empty = use the phantom
         phantom: built-in procedural images to use without a folder
         count: number of phantom images to make (a fifth of them for testing)
-        size: side of the images in pixels
+        size: pixels: 64 means 64x64; 48x64 is height x width; 32x48x32 a volume, depth x height x width
         channels: 1 = grey, 3 = colour
         label: manifest column (or 'label' for phantoms) to condition on; empty = unconditional
+        split: manifest column with train, val or test; new = make a split by patient whatever it says
         fit: how images that are not square are made so
         enlarge: interpolate images up that are smaller than size, instead of refusing them
         low: stored value that becomes black; with high. Both 0 = by the files' type, or robustly
@@ -35,9 +36,10 @@ class DataSettings:
     folder: str = ""
     phantom: str = "chest"
     count: int = 2500
-    size: int = 64
+    size: int | str = 64
     channels: int = 1
     label: str = ""
+    split: str = "split"
     fit: Literal["pad", "crop", "stretch"] = "pad"
     enlarge: bool = False
     low: float = 0.0
@@ -45,19 +47,32 @@ class DataSettings:
     on_error: Literal["stop", "skip"] = "stop"
     seed: int = 0
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W) or (D, H, W) in pixels. Raises VerisimError for a size that is none."""
+        words = str(self.size).lower().split("x")
+        if not all(w.strip().isdigit() for w in words) or len(words) > 3:
+            raise VerisimError(
+                f"data.size is '{self.size}'; give 64 (a square), 48x64 (height x width) or 32x48x32 "
+                f"(depth x height x width)."
+            )
+        sides = tuple(int(w) for w in words)
+        if min(sides) < 8:
+            raise VerisimError(f"data.size is {self.size}; images must be at least 8 pixels wide.")
+        return sides * 2 if len(sides) == 1 else sides
+
 
 def open_dataset(settings: DataSettings) -> Dataset:
     """Images in [-1, 1] by split, class names and a fingerprint. Raises DataError for unusable data."""
-    if settings.size < 8:
-        raise VerisimError(f"data.size is {settings.size}; images must be at least 8 pixels wide.")
     if not settings.folder:
         return _phantoms(settings)
     window = None if settings.low == settings.high else (settings.low, settings.high)
     return load_images(
         settings.folder,
-        settings.size,
+        settings.shape,
         channels=settings.channels,
         label=settings.label or None,
+        split=settings.split,
         fit=settings.fit,
         enlarge=settings.enlarge,
         window=window,
@@ -72,7 +87,8 @@ def _phantoms(settings: DataSettings) -> Dataset:
         raise VerisimError(f"data.count is {settings.count}; make at least 10 phantoms.")
     if settings.channels != 1:
         raise VerisimError(f"data.channels is {settings.channels}; phantoms are grey (1).")
-    made = kind.make(settings.count, settings.seed, settings.size).images
+    square = settings.shape[0] if settings.shape == settings.shape[:1] * 2 else settings.shape
+    made = kind.make(settings.count, settings.seed, square).images
     images = made if settings.label else replace(made, labels=None)
     order, n_test = torch.arange(settings.count), settings.count // 5
     text = f"phantom {settings.phantom}: {settings.count} of {settings.size} pixels, seed {settings.seed}"

@@ -11,7 +11,7 @@ from verisim.data.spec import Images
 from verisim.metrics import controls
 from verisim.metrics.c2st import LEAST_TEST, LEAST_TRAIN, Split, split_fakes
 from verisim.metrics.features import FeatureNetwork
-from verisim.metrics.judges import JudgeSettings, split_groups
+from verisim.metrics.judges import JudgeSettings, SmallCNN, split_groups
 from verisim.seeding import derive_seed
 from verisim.seeding import generator as seeded
 
@@ -54,6 +54,13 @@ class Bench:
     @property
     def judge(self) -> JudgeSettings:
         return JudgeSettings(steps=self.settings.c2st_steps, width=self.settings.judge_width)
+
+    def judge_from(self, weights: dict[str, Tensor]) -> SmallCNN:
+        """The judge that was trained with these settings, rebuilt from its weights."""
+        spec = self.train.spec
+        net = SmallCNN(spec.spatial_dims, spec.channels, 2, self.settings.judge_width, max(spec.size))
+        net.load_state_dict(weights)
+        return net.eval()
 
     def embed(self, images: Images, net: FeatureNetwork | None) -> Tensor:
         """(N, D) float64: features, or the pixels themselves without a network."""

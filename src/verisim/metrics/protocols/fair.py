@@ -20,9 +20,10 @@ from verisim.metrics.c2st import C2ST, Split, auc, c2st
 from verisim.metrics.diversity import diversity_ratio
 from verisim.metrics.features import FeatureNetwork, build
 from verisim.metrics.frechet import frechet_estimate
-from verisim.metrics.judges import binary_score
+from verisim.metrics.judges import SmallCNN, binary_score
 from verisim.metrics.kid import kernel_estimate
 from verisim.metrics.marginals import laterality
+from verisim.metrics.memo import Measured, Memo
 from verisim.metrics.memorisation import memorisation
 from verisim.metrics.prdc import prdc_estimate
 from verisim.metrics.protocols.bench import (
@@ -52,11 +53,13 @@ def evaluate_fair(
     test: Images,
     settings: FairSettings | None = None,
     progress: Progress | None = None,
+    memo: Memo | None = None,
 ) -> dict:
     """Judge every set of fakes against held-out real images `test`, with controls.
 
     fakes: name -> samples; several training seeds of one generator are named "name@seed". train: the real
     images that the generators learned from. A measure that cannot be had is {"value": None, "reason": ...}.
+    With a memo, rows measured before on the same images and settings are taken from there.
     Raises RangeError if sets differ in size, channels or range, DataError if a patient is in train and test.
     """
     settings = settings or FairSettings()
@@ -69,14 +72,17 @@ def evaluate_fair(
     bench = Bench(train, test, settings, networks, _matched_count(fakes, train))
     entries = {**control_entries(bench), **{n: generator_entry(f, bench) for n, f in fakes.items()}}
     rows: dict[str, dict] = {}
-    tests: dict[str, C2ST] = {}
+    judges: dict[str, SmallCNN] = {}
+    memo = memo or Memo(None)
+    common = [settings, bench.n_fake, [n.sha256 for n in networks], train, test]
     for i, (name, entry) in enumerate(entries.items(), start=1):
         report(name, i, len(entries) + 2)
-        rows[name], result = _row(name, entry, bench)
-        if result is not None:
-            tests[name] = result
+        parts = [*common, entry.kind, name if entry.kind == "control" else "", entry.fakes, entry.fakes.names]
+        rows[name], weights = memo.fetch(parts, partial(_row, entry, bench))
+        if weights:
+            judges[name] = bench.judge_from(weights)
     report("cross matrix", len(entries) + 1, len(entries) + 2)
-    cross = _cross(tests, entries, test)
+    cross = _cross(judges, entries, test)
     warnings += row_warnings(rows)
     report("done", len(entries) + 2, len(entries) + 2)
     return {
@@ -157,8 +163,8 @@ def _attempt(measure: str, n: int, compute: Callable[[], dict], least: int = 0) 
         return {"value": None, "reason": str(e)}
 
 
-def _row(name: str, entry: Entry, bench: Bench) -> tuple[dict, C2ST | None]:
-    """All measures of one entry, and its judges."""
+def _row(entry: Entry, bench: Bench) -> Measured:
+    """All measures of one entry, and the weights of its first judge ({} where there is none)."""
     s = bench.settings
     fake = entry.fakes.subset(torch.arange(min(bench.n_fake, len(entry.fakes))))
     rng = seeded("fair row", s.seed)  # the same resamples for every entry
@@ -186,7 +192,7 @@ def _row(name: str, entry: Entry, bench: Bench) -> tuple[dict, C2ST | None]:
     row["laterality"] = _attempt(
         "laterality", n, lambda: laterality(fake, bench.train, bench.test, rng, s.bootstrap)
     )
-    return row, result[0] if result else None
+    return row, result[0].judges[0].state_dict() if result else {}
 
 
 def _distances(row: dict, space: str, x: Tensor, y: Tensor, bench: Bench, rng: torch.Generator) -> None:
@@ -233,16 +239,15 @@ def _memory(entry: Entry, net: FeatureNetwork | None, bench: Bench) -> dict:
     return found
 
 
-def _cross(tests: dict[str, C2ST], entries: dict[str, Entry], test: Images) -> dict:
+def _cross(judges: dict[str, SmallCNN], entries: dict[str, Entry], test: Images) -> dict:
     """AUC of each entry's first judge (row) on each entry's held-out samples (column) against `test`."""
     samples = {}
-    for name in tests:
+    for name in judges:
         split = entries[name].splits
         assert not isinstance(split, str)
         samples[name] = (split if isinstance(split, Split) else split[0]).fake_test.pixels
     matrix = []
-    for result in tests.values():
-        judge = result.judges[0]
+    for judge in judges.values():
         real = binary_score(judge, test.pixels)
         matrix.append([auc(real, binary_score(judge, x)) for x in samples.values()])
-    return {"judges": list(tests), "samples": list(samples), "auc": matrix}
+    return {"judges": list(judges), "samples": list(samples), "auc": matrix}
