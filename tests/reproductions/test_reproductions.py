@@ -25,6 +25,7 @@ def test_smoke_comparison_and_artefact(tmp_path, capsys):
     assert not any("nearest" in space for r in rows.values() for space in r["memorisation"].values())
     assert (tmp_path / "report.16.html").exists()
     assert (tmp_path / "figures" / "004.16px.smoke" / "X-V-fix.png").exists()
+    assert (tmp_path / "figures" / "004.16px.smoke" / "X-V-fix.curves.png").exists()
     assert "claims" in capsys.readouterr().out
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from verisim.data.atomic import atomic_write
 from verisim.data.folder import Dataset
 from verisim.data.mosaic import save_mosaic
 from verisim.data.spec import Images
@@ -26,6 +27,7 @@ from verisim.errors import VerisimError
 from verisim.metrics.protocols.fair import PRESETS, rank
 from verisim.models.autoregressive.baselines import left_neighbour_laplace_bits, pixel_histogram_bits
 from verisim.recipes import load_recipe
+from verisim.reports.figures import curves_png, read_curves
 from verisim.reports.html import comparison_report
 from verisim.reproductions.cxr_claims import claims
 from verisim.reproductions.result import Options, Result
@@ -88,28 +90,37 @@ def run_at(options: Options, scale: Scale, name: str, known: tuple[str, ...]) ->
 
 def _at_size(options: Options, scale: Scale, name: str, systems: tuple[str, ...], size: int) -> Result:
     data = data_settings(options, scale, size)
+    found = judged(options, scale, name, jobs(options.out, data, systems, scale), data)
+    found.notes[1:1] = [
+        f"training seeds: {scale.seeds} (literal systems: {scale.literal_seeds or scale.seeds})",
+        "corrected systems are class-conditional and draw classes by training frequency; literal ones are not",
+    ]
+    return found
+
+
+def judged(options: Options, scale: Scale, name: str, wanted: list[Job], data: DataSettings) -> Result:
+    """Train and sample the wanted runs, judge all in one table, write pictures and report."""
+    size = data.shape[-1]
     dataset = open_dataset(data)
-    wanted = jobs(options.out, data, systems, scale)
     contestants = contestants_of(wanted, dataset, scale.count, options.out / "samples" / str(size))
     results = compare(
         contestants,
         dataset,
         PRESETS[scale.preset],
         anatomy="chest",
-        progress=show_progress(f"{size} px"),
+        progress=show_progress(f"{name}, {size} px"),
         memory=options.out / "measured",
     )
     results["baselines"] = _bits_baselines(dataset)
     results["verdict"] = rank(results)
+    minutes = f"{scale.minutes:g} processor minutes" if scale.minutes else "the recipe's own budget"
     notes = [
         f"images: {Path(options.data).name if options.data else 'phantoms'}",
-        f"training seeds: {scale.seeds} (literal systems: {scale.literal_seeds or scale.seeds}); processor minutes per run: {scale.minutes or 'as in the recipes'}; "
-        f"one thread per run; {scale.count} samples per run",
-        "corrected systems are class-conditional and draw classes by training frequency; literal ones are not",
+        f"{minutes} and one thread per run; {scale.count} samples per run",
     ]
-    numbers = {str(size): committable(results)}
-    found = Result(name, options.scale, claims(results, size), numbers, notes, part=f"{size}px")
+    found = Result(name, options.scale, claims(results, size), {}, notes, part=f"{size}px")
     found.report = _pictures(options, found, size, results, contestants, dataset)
+    found.numbers = {str(size): committable(results)}
     return found
 
 
@@ -194,11 +205,14 @@ def _pictures(
     contestants: list[Contestant],
     dataset: Dataset,
 ) -> Path:
-    """A grid of samples per system (committable) and the HTML report (local: it shows real images)."""
+    """Samples and learning curves per system (committable), and the HTML report (local: shows real images)."""
     folder = options.results / "figures" / found.name
     for c in contestants:
         if c.name.endswith("@0"):
             save_mosaic(folder / f"{c.name[:-2]}.png", c.images.pixels[:32], 8, scale=1)
+            curves = read_curves(c.metrics)[0] if c.metrics else {}
+            if curves:
+                atomic_write(folder / f"{c.name[:-2]}.curves.png", curves_png(c.name, curves))
     path = options.out / f"report.{size}.html"
     comparison_report(
         path,
