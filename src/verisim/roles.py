@@ -33,6 +33,15 @@ class Autoencoder(Protocol):
 
 
 @runtime_checkable
+class LatentSpace(Autoencoder, Protocol):
+    """An autoencoder with a Gaussian posterior over flat latents."""
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, C, *S) in [-1, 1] -> mean and log variance (B, d) of q(z | x)."""
+        ...
+
+
+@runtime_checkable
 class Likelihood(Protocol):
     """Gives held-out images a probability."""
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from verisim.cli.parser import Parser
+from verisim.cli.parser import Parser, data_of_run
 
 EXAMPLES = """\
   verisim compare runs/diffusion runs/gan --out judged
@@ -35,8 +35,7 @@ def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> in
     parser.add_argument(
         "--anatomy", type=str, default="", help="measure anatomy as in this phantom, e.g. chest"
     )
-    parser.add_class_arguments(DataSettings, "data")
-    _data_of_first_run(parser, argv)
+    data_of_run(parser, argv)
     args = parser.parse_args(argv)
     data = DataSettings(**args.data.as_dict())
     dataset = open_dataset(data)
@@ -62,13 +61,3 @@ def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> in
     )
     print(f"numbers: {out / 'results.json'}\nreport:  {report.resolve()}")
     return 0
-
-
-def _data_of_first_run(parser: Parser, argv: list[str]) -> None:
-    """Without --data options, the images that the first run was trained on."""
-    from verisim.training.run_folder import RunFolder
-
-    for word in argv:
-        if not word.startswith("-") and (Path(word) / "config.yaml").exists():
-            parser.defaults_from("data", RunFolder(word).config()["data"], word)
-            return

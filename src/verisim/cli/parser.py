@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from argparse import RawDescriptionHelpFormatter
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -59,3 +60,15 @@ class Parser(jsonargparse.ArgumentParser):
             if key not in known:
                 raise VerisimError(f"{where}: unknown setting '{section}.{key}'.{nearest(key, known)}")
             self.set_defaults({f"{section}.{key}": value})
+
+
+def data_of_run(parser: Parser, argv: list[str]) -> None:
+    """Add the --data options; their defaults are the images that the first run in argv was trained on."""
+    from verisim.training.run_folder import RunFolder
+    from verisim.training.source import DataSettings
+
+    parser.add_class_arguments(DataSettings, "data")
+    for word in argv:
+        if not word.startswith("-") and (Path(word) / "config.yaml").exists():
+            parser.defaults_from("data", RunFolder(word).config()["data"], word)
+            return

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from verisim.data.intensity import Window, apply_levels, levels
+from verisim.data.intensity import Window, apply_levels, kind_of, levels
 from verisim.data.labels import class_names_of, label_values
 from verisim.data.listing import Entry, Listing, scan
-from verisim.data.loading import Loaded, Plan, load_all
+from verisim.data.loading import Loaded, Plan, load_all, load_one
 from verisim.data.raw import orientation
 from verisim.data.resample import Fit
 from verisim.data.series import some
@@ -118,6 +118,26 @@ def load_images(
         )
     names = class_names_of([c.label for c in cases], label, listing.root) if label else ()
     return _assemble(cases, names, plan, notes, skipped, split_of)
+
+
+def load_file(
+    path: Path | str,
+    like: Dataset,  # whose black and white are used for images of the same kind
+    *,
+    window: Window = None,  # as for load_images, for kinds that `like` does not have
+    fit: Fit | None = None,
+    enlarge: bool = False,
+) -> torch.Tensor:
+    """One image file (C, *S) float32, read as the images of a data set were. DataError says why not."""
+    spec = next(iter(like.splits.values())).spec
+    fit = fit or ("pad" if spec.spatial_dims == 2 else "stretch")
+    plan = Plan(spec.size, spec.channels, spec.low, spec.high, window, fit, enlarge, "stop")
+    item = load_one(Entry(str(path), Path(path)), plan)
+    pixels = item.pixels[None]
+    known = like.window.get(kind_of(item.raw), like.window.get("all images"))
+    rule = known if isinstance(known, tuple) else window
+    black_white, _ = levels([item.raw], pixels, np.array([True]), rule)
+    return torch.from_numpy(apply_levels(pixels, black_white, spec.low, spec.high)[0])
 
 
 def _cases(listing: Listing, notes: list[str], plan: Plan, splitting: bool) -> list[_Case]:

@@ -29,20 +29,21 @@ NOT_LOSSES = {"step", "seconds", "epoch", "lr", "images_per_second"}
 def grid_png(images: Images, n: int = 24, columns: int = 8) -> bytes:
     """The first n images (mid-slices of volumes) side by side, enlarged without smoothing."""
     shown = images.to_range(-1.0, 1.0).pixels[:n]
-    return _image_png(mosaic(shown, min(columns, len(shown)), scale=_scale(shown.shape[-1])))
+    return image_png(mosaic(shown, min(columns, len(shown)), scale=_scale(shown.shape[-1])))
 
 
 def pairs_png(top: Images, bottom: Images) -> bytes:
     """Image k of `top` above image k of `bottom`; both hold the same number of images."""
     both = torch.cat([top.to_range(-1.0, 1.0).pixels, bottom.to_range(-1.0, 1.0).pixels])
-    return _image_png(mosaic(both, len(top), scale=_scale(both.shape[-1])))
+    return image_png(mosaic(both, len(top), scale=_scale(both.shape[-1])))
 
 
 def _scale(width: int) -> int:
     return max(1, math.ceil(TILE / width))
 
 
-def _image_png(image: Any) -> bytes:
+def image_png(image: Any) -> bytes:
+    """A picture as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -67,7 +68,7 @@ def dots_png(
     ax.set_yticklabels([_short(r[0]) for r in rows], parse_math=False)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlabel(xlabel, parse_math=False)
-    return _figure_png(figure, ax)
+    return _axes_png(figure, ax)
 
 
 def curves_png(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
@@ -84,7 +85,7 @@ def curves_png(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[
     if len(curves) > 1:
         for text in ax.legend(fontsize=8, frameon=False).get_texts():
             text.set_parse_math(False)
-    return _figure_png(figure, ax)
+    return _axes_png(figure, ax)
 
 
 def _short(label: str, most: int = 44) -> str:
@@ -92,10 +93,15 @@ def _short(label: str, most: int = 44) -> str:
     return clean if len(clean) <= most else clean[: most - 1] + "…"
 
 
-def _figure_png(figure: Figure, ax: Any) -> bytes:
+def _axes_png(figure: Figure, ax: Any) -> bytes:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="x", color="#dddddd", lw=0.6)
     ax.set_axisbelow(True)
+    return figure_png(figure)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A drawing as PNG on white."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(buffer, dpi=130, format="png", facecolor="white")
     return buffer.getvalue()

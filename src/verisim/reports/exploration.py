@@ -1,0 +1,112 @@
+"""Pictures and the page of `verisim explore`: latents as rows, steps as columns, sliders over frames."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from verisim.data.atomic import atomic_write
+from verisim.data.mosaic import mosaic
+from verisim.reports.figures import figure_png, image_png
+from verisim.tasks.exploration import LatentUse, Traversal
+
+
+@dataclass(frozen=True)
+class Slider:
+    """One strip of frames that a slider walks through."""
+
+    title: str
+    detail: str
+    strip: bytes  # PNG, frames side by side
+    labels: list[str]  # one per frame
+    start: int  # frame shown first
+    heat: bytes = b""  # PNG of where the frames differ
+    wide: float = 1.0  # width of a frame over its height
+
+    @property
+    def data(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.strip).decode("ascii")
+
+    @property
+    def heat_data(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.heat).decode("ascii") if self.heat else ""
+
+
+def middle(x: Tensor) -> Tensor:
+    """(..., H, W): images as they are, the middle slice of volumes (..., D, H, W) given `volume` axes."""
+    return x[..., x.shape[-3] // 2, :, :]
+
+
+def traversal_png(found: Traversal, use: LatentUse) -> bytes:
+    """Latents as rows, steps as columns, and at the end of each row where the latent acts."""
+    volume = found.frames.ndim == 6
+    frames = middle(found.frames) if volume else found.frames  # (K, F, C, H, W)
+    heat = middle(found.heat) if volume else found.heat  # (K, H, W)
+    rows, columns = frames.shape[0], frames.shape[1] + 1
+    figure = Figure(figsize=(1.05 * columns + 1.2, 1.12 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for k, j in enumerate(found.dims):
+        for i in range(columns - 1):
+            grey = (frames[k, i].clamp(-1, 1) + 1) / 2  # (C, H, W)
+            axes[k, i].imshow(grey.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            if k == 0:
+                axes[k, i].set_title(f"{float(found.steps[i]):+g} sd", fontsize=8)
+        axes[k, -1].imshow(heat[k].numpy(), cmap="inferno", vmin=0)
+        axes[k, 0].set_ylabel(f"z{j}\n{float(use.kl[j]):.2f} nats", fontsize=8)
+    axes[0, -1].set_title("where", fontsize=8)
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    return figure_png(figure)
+
+
+def strip_png(frames: Tensor, side: int = 192) -> bytes:
+    """Frames (F, C, H, W) or mid-slices of (F, C, D, H, W) side by side, without gaps, enlarged."""
+    scale = max(1, side // frames.shape[-1])
+    return image_png(mosaic(frames, len(frames), scale=scale, gap=0))
+
+
+def heat_png(heat: Tensor, side: int = 192) -> bytes:
+    """A map (H, W) in false colours, scaled to its own largest value."""
+    from matplotlib import colormaps
+
+    unit = (heat / heat.max().clamp(min=1e-12)).numpy()
+    rgb = torch.from_numpy(colormaps["inferno"](unit)[..., :3]).permute(2, 0, 1).float() * 2 - 1
+    return image_png(mosaic(rgb[None], 1, scale=max(1, side // heat.shape[-1]), gap=0))
+
+
+def traversal_sliders(found: Traversal, use: LatentUse) -> list[Slider]:
+    """One slider per latent."""
+    volume = found.frames.ndim == 6
+    labels = [f"{float(s):+.2g} sd" for s in found.steps]
+    sliders = []
+    for k, j in enumerate(found.dims):
+        heat = middle(found.heat[k]) if volume else found.heat[k]
+        detail = (
+            f"{float(use.kl[j]):.2f} nats, sd {float(use.std[j]):.2f}; change per step {float(found.change[k]):.3f}, "
+            f"largest over mean {float(found.jump[k]):.1f}"
+        )
+        wide = found.frames.shape[-1] / found.frames.shape[-2]
+        strip = strip_png(found.frames[k])
+        sliders.append(Slider(f"Latent {j}", detail, strip, labels, len(labels) // 2, heat_png(heat), wide))
+    return sliders
+
+
+def write_page(path: Path, title: str, lead: str, sliders: list[Slider]) -> Path:
+    """One HTML file with a slider per strip; works offline, nothing is loaded from elsewhere."""
+    env = Environment(
+        loader=PackageLoader("verisim.reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = env.get_template("explorer.html.j2").render(title=title, lead=lead, sliders=sliders)
+    atomic_write(path, page.encode())
+    return path
