@@ -86,6 +86,17 @@ def test_trial_step_reaches_the_network(name):
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("side", [64, 128])
+def test_larger_images_train(name, side):
+    """64 and 128 pixels: the loss is finite and its gradient arrives."""
+    model = made(name, (side, side))
+    loss = model.trial_loss(torch.rand(2, 1, side, side) * 2 - 1, None)
+    loss.backward()
+    grads = [p.grad for p in model.net.parameters() if p.grad is not None]
+    assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in grads) and grads
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
 def test_weights_round_trip(name, tmp_path):
     """A model rebuilt from its file alone draws the same images."""
     model = made(name).eval()

@@ -70,7 +70,7 @@ def _image(word: str, dataset: Any, args: Any) -> Any:
         return real.pixels[int(word)]
     data = DataSettings(**args.data.as_dict())
     window = None if data.low == data.high else (data.low, data.high)
-    return load_file(word, dataset, window=window, fit=data.fit, enlarge=data.enlarge)
+    return load_file(word, dataset, window=window, fit=data.fit, enlarge=data.enlarge)[0]
 
 
 def _traverse(args: Any) -> int:

@@ -16,6 +16,7 @@ VERBS = {
     "sample": "make images with a trained model",
     "evaluate": "judge one generator against held-out real images",
     "compare": "judge several generators side by side and write an HTML report",
+    "detect": "map what is unusual in images, calibrated on held-out normal ones",
     "explore": "look into the latent space of an autoencoder: traverse, interpolate, probe",
     "reproduce": "re-run a published table or figure and check its claims",
 }

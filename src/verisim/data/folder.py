@@ -127,8 +127,11 @@ def load_file(
     window: Window = None,  # as for load_images, for kinds that `like` does not have
     fit: Fit | None = None,
     enlarge: bool = False,
-) -> torch.Tensor:
-    """One image file (C, *S) float32, read as the images of a data set were. DataError says why not."""
+) -> tuple[torch.Tensor, np.ndarray | None]:
+    """One image file (C, *S) float32, read as the images of a data set were, and its affine (4, 4) if known.
+
+    The affine maps (d, h, w, 1) of the resized image to mm RAS+. DataError says why a file cannot be read.
+    """
     spec = next(iter(like.splits.values())).spec
     fit = fit or ("pad" if spec.spatial_dims == 2 else "stretch")
     plan = Plan(spec.size, spec.channels, spec.low, spec.high, window, fit, enlarge, "stop")
@@ -137,7 +140,7 @@ def load_file(
     known = like.window.get(kind_of(item.raw), like.window.get("all images"))
     rule = known if isinstance(known, tuple) else window
     black_white, _ = levels([item.raw], pixels, np.array([True]), rule)
-    return torch.from_numpy(apply_levels(pixels, black_white, spec.low, spec.high)[0])
+    return torch.from_numpy(apply_levels(pixels, black_white, spec.low, spec.high)[0]), item.affine
 
 
 def _cases(listing: Listing, notes: list[str], plan: Plan, splitting: bool) -> list[_Case]:

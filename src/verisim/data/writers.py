@@ -154,6 +154,14 @@ WRITERS: dict[str, Callable[[_Job], bytes]] = {
 }
 
 
+def write_map(path: Path, values: Tensor, affine: np.ndarray | None, provenance: Mapping) -> Path:
+    """A map computed from an image, values (1, *S), as NIfTI on the image's own grid; returns the path."""
+    top = float(values.abs().max()) or 1.0
+    spec = ImageSpec(tuple(values.shape[1:]), 1, -top, top, modality="map")
+    write_image(path, values, spec, provenance, affine)
+    return path
+
+
 def read_provenance(path: Path | str) -> dict:
     """What made this file; DataError if it does not say."""
     found = read_image(path).meta.get("provenance", {})
