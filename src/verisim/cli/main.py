@@ -16,6 +16,7 @@ VERBS = {
     "sample": "make images with a trained model",
     "evaluate": "judge one generator against held-out real images",
     "compare": "judge several generators side by side and write an HTML report",
+    "readers": "let people judge, blinded: make a reader study, serve it, score it",
     "reproduce": "re-run a published table or figure and check its claims",
 }
 
