@@ -51,8 +51,11 @@ def verdict(row: Mapping[str, Any] | None) -> str:
     return "always told from real" if row["errors"] == 0 else "told from real better than by guessing"
 
 
-def title(name: str, kind: str) -> tuple[str, str]:
-    return CONTROLS[name] if kind == "control" else (name, "")
+def title(name: str, kind: str, form: str) -> tuple[str, str]:
+    """How a row is called, and how its number should come out."""
+    if kind == "generator" or name not in CONTROLS:
+        return name, ""
+    return CONTROLS[name] if form == "pairs" else ({"real": "real images"}.get(name, name), "")
 
 
 def print_tables(results: Mapping[str, Any]) -> None:
@@ -68,7 +71,7 @@ def print_tables(results: Mapping[str, Any]) -> None:
         table = TerminalTable("", "all readers", *names, title=head, title_justify="left")
         for name, row in results[form].items():
             cells = [row["pooled"], *(row["readers"].get(n) for n in names)]
-            label = title(name, row["kind"])[0] + (" (control)" if row["kind"] == "control" else "")
+            label = title(name, row["kind"], form)[0] + (" (control)" if row["kind"] == "control" else "")
             table.add_row(label, *("-" if c is None else "\n".join(show(c)) for c in cells))
         console.print(table, markup=False)
     for form, found in results["agreement"].items():
@@ -118,8 +121,7 @@ def _table(results: Mapping[str, Any], form: str, show: Any) -> list[Block]:
     hint = "50 %: cannot tell" if form == "pairs" else "compare with real images"
     rows = []
     for name, row in results[form].items():
-        head, note = title(name, row["kind"]) if form == "pairs" else (title(name, row["kind"])[0], "")
-        head = "real images" if form == "ratings" and name == "real" else head
+        head, note = title(name, row["kind"], form)
         cells = [Cell(head, note), _cell(row["pooled"], show)]
         p = row["pooled"]
         shown = None if p is None else Interval(p["value"], p["low"], p["high"], start, end, mark)

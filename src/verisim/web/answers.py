@@ -74,25 +74,32 @@ class AnswerBook:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is on the disk afterwards, or nothing."""
         try:
-            with closing(sqlite3.connect(self.path, timeout=20)) as db, db:  # commits, or rolls back
+            with closing(sqlite3.connect(self.path, timeout=20, isolation_level=None)) as db:
                 db.execute("PRAGMA synchronous = FULL")
-                db.execute("CREATE TABLE IF NOT EXISTS study (id TEXT NOT NULL)")
-                db.execute(
-                    "CREATE TABLE IF NOT EXISTS answers (reader TEXT NOT NULL, folded TEXT NOT NULL, item TEXT NOT NULL, "
-                    "answer TEXT NOT NULL, seconds REAL NOT NULL, changes INTEGER NOT NULL, at REAL NOT NULL, "
-                    "PRIMARY KEY (folded, item))"
-                )
-                known = [r[0] for r in db.execute("SELECT id FROM study")]
-                if not known:
-                    db.execute("INSERT INTO study VALUES (?)", (self.study.id,))
-                elif known != [self.study.id]:
-                    raise DataError(f"{self.path} holds the answers of another study. Move it away.")
+                db.execute("BEGIN IMMEDIATE")
+                self._prepare(db)
                 yield db
+                db.execute("COMMIT")  # without it, closing rolls back
         except sqlite3.Error as e:
             raise DataError(
                 f"{self.path}: {e}. Restore the file or its rights, or make room on the disk."
             ) from e
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Tables of a new file; DataError for the answers of another study."""
+        db.execute("CREATE TABLE IF NOT EXISTS study (id TEXT NOT NULL)")
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS answers (reader TEXT NOT NULL, folded TEXT NOT NULL, item TEXT NOT NULL, "
+            "answer TEXT NOT NULL, seconds REAL NOT NULL, changes INTEGER NOT NULL, at REAL NOT NULL, "
+            "PRIMARY KEY (folded, item))"
+        )
+        known = [r[0] for r in db.execute("SELECT id FROM study")]
+        if not known:
+            db.execute("INSERT INTO study VALUES (?)", (self.study.id,))
+        elif known != [self.study.id]:
+            raise DataError(f"{self.path} holds the answers of another study. Move it away.")
 
     def add(self, new: Answer, replace: bool = False) -> str:
         """'stored', 'known' (the same again) or 'changed'; Conflict if another answer is there already.
@@ -101,7 +108,6 @@ class AnswerBook:
         """
         place = (new.reader.casefold(), new.item)
         with self._open() as db:
-            db.execute("BEGIN IMMEDIATE")
             old = db.execute("SELECT answer FROM answers WHERE folded = ? AND item = ?", place).fetchone()
             if old is None:
                 row = (new.reader, *place, new.answer, new.seconds, 0, time.time())

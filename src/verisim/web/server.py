@@ -131,6 +131,8 @@ def serve(
     import uvicorn
 
     with listen(host, port) as bound:
+        app = make_app(study, host)
+        bound.listen(128)  # whoever opens the page at once waits instead of being refused
         address = f"http://{'127.0.0.1' if host in LOCAL else host}:{bound.getsockname()[1]}/"
         say(
             f"Reader study '{study.title}': open {address} in a browser. Stop with Ctrl-C; no answer is lost."
@@ -140,7 +142,5 @@ def serve(
                 f"Others in the network can open it too, unencrypted and without a password: they see the images "
                 f"and can answer under any name. Serve on 127.0.0.1 unless you trust everybody on {host}."
             )
-        config = uvicorn.Config(
-            make_app(study, host), log_level="warning", access_log=False, server_header=False
-        )
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
         uvicorn.Server(config).run(sockets=[bound])
