@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "judge one generator against held-out real images",
     "compare": "judge several generators side by side and write an HTML report",
     "readers": "let people judge, blinded: make a reader study, serve it, score it",
+    "utility": "train classifiers with synthetic images, test them on real ones",
     "reproduce": "re-run a published table or figure and check its claims",
 }
 
