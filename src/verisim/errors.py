@@ -22,6 +22,14 @@ class CheckpointError(VerisimError):
     """A checkpoint or weights file that is damaged or belongs to something else."""
 
 
+class LossError(VerisimError):
+    """The loss was not finite for too many steps in a row; `loss` is that of the last one (a tensor)."""
+
+    def __init__(self, message: str, loss: object = None) -> None:
+        super().__init__(message)
+        self.loss = loss
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """' Did you mean ...?' for the closest allowed word, or an empty string."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

@@ -74,7 +74,12 @@ def test_truncated_and_hostile_files(tmp_path, capsys):
     (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:50])
     (folder / "1.png").write_bytes(b"")
     text = fails(train(folder, tmp_path / "run"), capsys)
-    assert "0.png" in text or "1.png" in text
+    assert ("0.png" in text or "1.png" in text) and "--data.on_error skip" in text
+    assert main(["data", "check", str(folder)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "'verisim train' stops on them unless --data.on_error skip" in said and "load_images leaves" in said
+    )
     assert main(train(folder, tmp_path / "run", "--data.on_error=skip")) == 0
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from verisim.data.spec import ImageSpec
-from verisim.errors import RangeError, VerisimError
+from verisim.errors import LossError, RangeError, VerisimError
 from verisim.models.adversarial.dcgan import DCGAN
 from verisim.models.adversarial.networks import MinibatchStd, check_size
 from verisim.recipes import load_recipe
@@ -224,6 +224,16 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     model.discriminator_step(x, blobs(8, 16), None, opt_d)
     names = {k for k, _ in model.discriminator.named_parameters()}
     assert changed(model.discriminator, g) & names == set()
+
+
+def test_ten_bad_batches_stop_although_g_is_fine():
+    """A step counts as bad if either network's loss is: G's finite loss does not hide D's."""
+    model = build()
+    x = blobs(8, 16)
+    x[0] = torch.nan
+    with pytest.raises(LossError, match="ten steps in a row"):
+        train(model, x, 10, 8 * len(x))  # the bad image is in each batch
+    assert model.skipped == 10
 
 
 def train(model: DCGAN, x: Tensor, steps: int, batch: int) -> None:

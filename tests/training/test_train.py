@@ -9,6 +9,7 @@ from verisim.data.spec import Images, ImageSpec
 from verisim.data.stream import BatchStream
 from verisim.errors import CheckpointError, DataError, VerisimError
 from verisim.hub.weights import load_model, read_card
+from verisim.training.checkpoint import load_state
 from verisim.training.run_folder import RunFolder
 from verisim.training.settings import TrainSettings
 from verisim.training.train import ModelPlan, train
@@ -123,6 +124,66 @@ def test_nan_loss_stops_after_ten(toy, noise_images, tmp_path, monkeypatch):
     )
     with pytest.raises(VerisimError, match=r"not finite for ten steps.*--model.lr"):
         train(run_folder(tmp_path / "a"), PLAN, noise_images, settings(), quiet=True)
+
+
+def test_the_bad_batch_is_kept_and_can_be_replayed(toy, noise_images, tmp_path, monkeypatch):
+    """The message names a file with images, indices and seed, from which the very same loss comes out."""
+
+    def loss(self, x, label):
+        noise = torch.where(torch.randn(len(x)) > -0.5, torch.inf, 1.0) * torch.rand(len(x))
+        return self.net(x).flatten(1).mean(1) * 0 + noise, {}
+
+    monkeypatch.setattr(toy, "training_loss", loss)
+    run = run_folder(tmp_path / "a")
+    with pytest.raises(VerisimError, match=r"ten steps.*is in .*bad-batch-000000009.safetensors") as stop:
+        train(run, PLAN, noise_images, settings(), quiet=True)
+    found = load_state(run.path / "bad-batch-000000009.safetensors")
+    assert str(run.path / "bad-batch-000000009.safetensors") in str(stop.value)
+    assert torch.equal(found["image"], noise_images.pixels[found["index"]])
+    assert torch.equal(found["label"], noise_images.labels[found["index"]])
+    assert torch.equal(found["index"], BatchStream(noise_images, 8, 30, lambda: 0).indices(9))
+    model = toy(noise_images.spec)
+    torch.manual_seed(found["noise_seed"])
+    again = loss(model, found["image"], found["label"])[0]
+    assert 0 < torch.isfinite(again).sum() < len(again)
+    assert torch.equal(again, found["loss"]) and found["step"] == 9 and found["rank"] == 0
+
+
+def test_skipped_steps_are_counted(toy, noise_images, tmp_path, monkeypatch):
+    """One bad step is one in metrics.jsonl and on the card, no more after a crash and resuming; clean runs say nothing."""
+    loss = toy.training_loss
+
+    def once(self, x, label):
+        found = loss(self, x, label)[0]
+        if self.step == 24 and not getattr(self, "again", False):
+            raise Killed
+        return found * (torch.nan if self.step == 7 else 1.0), {}
+
+    monkeypatch.setattr(toy, "training_loss", once)
+    run = run_folder(tmp_path / "a")
+    with pytest.raises(Killed):
+        train(run, PLAN, noise_images, settings(), quiet=True)
+    monkeypatch.setattr(toy, "again", True, raising=False)
+    outcome = train(run, PLAN, noise_images, settings(), resume=True, quiet=True)
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [(r["step"], r.get("skipped", 0)) for r in rows] == [
+        (s, int(s > 7)) for s in (5, 10, 15, 20, 25, 30)
+    ]
+    assert outcome.card.training["skipped_steps"] == 1
+    assert not list(run.path.glob("bad-batch*"))
+
+
+def test_nine_bad_steps_do_not_stop(toy, noise_images, tmp_path, monkeypatch):
+    """Nine in a row, a good one, nine more: the run goes on, with eighteen counted."""
+    loss = toy.training_loss
+    bad = {*range(2, 11), *range(12, 21)}
+    monkeypatch.setattr(
+        toy,
+        "training_loss",
+        lambda self, x, y: (loss(self, x, y)[0] * (torch.nan if self.step in bad else 1), {}),
+    )
+    outcome = train(run_folder(tmp_path / "a"), PLAN, noise_images, settings(), quiet=True)
+    assert outcome.model.skipped == 18 and outcome.card.training["skipped_steps"] == 18
 
 
 def test_no_budget_is_an_error():

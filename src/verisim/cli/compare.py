@@ -12,11 +12,13 @@ EXAMPLES = """\
   verisim compare runs/diffusion runs/gan --out judged
   verisim compare runs/diffusion made_elsewhere/ --data.folder my_images --data.size 64
   verisim compare runs/diffusion runs/gan -n 300 --quick
+  verisim compare runs/diffusion --features inception=inception.safetensors      FID as well
 """
 
 
 def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> int:
     from verisim.data.atomic import atomic_write
+    from verisim.metrics.features import build, with_stored
     from verisim.metrics.protocols.fair import PRESETS
     from verisim.reports.html import comparison_report
     from verisim.tasks.comparison import compare, held_out, show_progress
@@ -35,13 +37,23 @@ def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> in
     parser.add_argument(
         "--anatomy", type=str, default="", help="measure anatomy as in this phantom, e.g. chest"
     )
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        type=str,
+        default=[],
+        help="further feature networks: inception=FILE (printed as FID), domain=FILE (of save_features)",
+    )
     data_of_run(parser, argv)
     args = parser.parse_args(argv)
     data = DataSettings(**args.data.as_dict())
     dataset = open_dataset(data)
     real = held_out(dataset)
+    preset = PRESETS["quick" if args.quick else "full"]
+    settings = replace(preset, seed=args.seed, networks=with_stored(preset.networks, args.features))
+    for name in args.features:  # a wrong file is found before images are drawn
+        build(name, dataset["train"], steps=0)
     contestants = [open_source(s, args.count, real, seed=args.seed) for s in args.sources]
-    settings = replace(PRESETS["quick" if args.quick else "full"], seed=args.seed)
     anatomy = args.anatomy or ("" if data.folder else data.phantom)
     out = Path(args.out)
     progress = show_progress(verb)

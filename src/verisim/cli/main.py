@@ -18,6 +18,8 @@ VERBS = {
     "compare": "judge several generators side by side and write an HTML report",
     "detect": "map what is unusual in images, calibrated on held-out normal ones",
     "explore": "look into the latent space of an autoencoder: traverse, interpolate, probe",
+    "readers": "let people judge, blinded: make a reader study, serve it, score it",
+    "utility": "train classifiers with synthetic images, test them on real ones",
     "reproduce": "re-run a published table or figure and check its claims",
 }
 

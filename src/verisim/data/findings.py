@@ -47,7 +47,8 @@ def _unreadable(listing: Listing, facts: Sequence[Facts], images: Sequence[Facts
     bad = [f"{f.entry.name}: {f.error}" for f in facts if f.error]
     bad += [f"{name}: {reason.split(': ', 1)[-1]}" for name, reason in listing.unreadable]
     return [Problem("error", "Files that cannot be read", "Export or copy them again, or remove them. "
-                    "Training leaves them out and says so.", tuple(bad))] if bad else []  # fmt: skip
+                    "'verisim train' stops on them unless --data.on_error skip is given; load_images leaves them "
+                    "out and says so in its notes.", tuple(bad))] if bad else []  # fmt: skip
 
 
 def _values(listing: Listing, facts: Sequence[Facts], images: Sequence[Facts]) -> list[Problem]:

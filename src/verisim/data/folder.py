@@ -14,7 +14,7 @@ import torch
 from verisim.data.intensity import Window, apply_levels, kind_of, levels
 from verisim.data.labels import class_names_of, label_values
 from verisim.data.listing import Entry, Listing, scan
-from verisim.data.loading import Loaded, Plan, load_all, load_one
+from verisim.data.loading import SKIP_HINT, Loaded, Plan, load_all, load_one
 from verisim.data.raw import orientation
 from verisim.data.resample import Fit
 from verisim.data.series import some
@@ -114,7 +114,8 @@ def load_images(
     _require_enough(cases, minimum, skipped, listing)
     if skipped:
         notes.append(
-            f"{len(skipped)} file(s) left out: {some([n for n, _ in skipped])}. First reason: {skipped[0][1]}"
+            f"{len(skipped)} file(s) left out (on_error='skip'): {some([n for n, _ in skipped])}. First reason: "
+            f"{skipped[0][1]}"
         )
     names = class_names_of([c.label for c in cases], label, listing.root) if label else ()
     return _assemble(cases, names, plan, notes, skipped, split_of)
@@ -147,7 +148,9 @@ def _cases(listing: Listing, notes: list[str], plan: Plan, splitting: bool) -> l
     """Every entry, with its patient (itself where none is known)."""
     gone = [*listing.missing, *(n for n, _ in listing.unreadable)]
     if gone and plan.on_error == "stop":
-        raise DataError(f"{listing.root}: {len(gone)} file(s) missing or unreadable: {some(gone)}.")
+        raise DataError(
+            f"{listing.root}: {len(gone)} file(s) missing or unreadable: {some(gone)}. {SKIP_HINT}"
+        )
     anonymous = [e for e in listing.entries if not e.patient]
     if splitting and anonymous and any(not e.split for e in listing.entries):
         notes.append(

@@ -21,6 +21,7 @@ from verisim.data.resample import Fit, content_size, fit_image
 from verisim.errors import DataError
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # RGB -> grey, ITU-R BT.601
+SKIP_HINT = "Mend or remove it, or leave such files out: on_error='skip' (--data.on_error skip)."
 QUIET_BELOW = 300  # images; fewer are read without a progress bar
 
 
@@ -157,7 +158,7 @@ def load_all(
         if isinstance(result, Loaded):
             good.append(result)
         elif plan.on_error == "stop":
-            raise result
+            raise DataError(f"{result} {SKIP_HINT}") from result
         else:
             bad.append((entry.name, str(result)))
     return good, bad

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from verisim.data.spec import Images, ImageSpec
-from verisim.errors import CheckpointError, RangeError, pick
+from verisim.errors import CheckpointError, RangeError, VerisimError, pick
 from verisim.seeding import generator as seeded
 
 
@@ -178,9 +178,47 @@ FEATURES: dict[str, Callable[[Images, int, int], FeatureNetwork]] = {
 }
 
 
+def stored_inception(path: Path, train: Images) -> FeatureNetwork:
+    """Inception-v3 from a safetensors file; see verisim.metrics.inception."""
+    from verisim.metrics.inception import load_inception
+
+    return load_inception(path, train.spec)
+
+
+def stored_domain(path: Path, train: Images) -> FeatureNetwork:
+    """A domain network that save_features wrote, made for such images."""
+    net = load_features(path)
+    have, want = net.spec, train.spec
+    if (have.channels, have.spatial_dims) != (want.channels, want.spatial_dims):
+        raise VerisimError(
+            f"{path} was made for {have.channels} channel(s) in {have.spatial_dims}D; these images have "
+            f"{want.channels} in {want.spatial_dims}D."
+        )
+    return net
+
+
+STORED: dict[str, Callable[[Path, Images], FeatureNetwork]] = {  # feature networks from a file
+    "inception": stored_inception,
+    "domain": stored_domain,
+}
+
+
 def build(name: str, train: Images, seed: int = 0, steps: int = 300) -> FeatureNetwork:
-    """The feature network `name` for images like `train` (a VerisimError lists the known names)."""
-    return pick(FEATURES, name, "feature network")(train, seed, steps)
+    """The feature network `name`, or `name=FILE`, for images like `train`; VerisimError for unknown names."""
+    kind, _, file = name.partition("=")
+    if file:
+        return pick(STORED, kind, "feature network with a file")(Path(file), train)
+    if kind in STORED and kind not in FEATURES:
+        raise VerisimError(f"Feature network '{kind}' needs its weights file: {kind}=FILE.")
+    return pick(FEATURES, kind, "feature network")(train, seed, steps)
+
+
+def with_stored(default: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """The default networks and the given ones ('name' or 'name=FILE'); a given one replaces its namesake."""
+    kinds = [g.partition("=")[0] for g in given]
+    if len(set(kinds)) < len(kinds):
+        raise VerisimError(f"A feature network is given twice: {', '.join(given)}. Give each once.")
+    return (*(d for d in default if d.partition("=")[0] not in kinds), *given)
 
 
 def save_features(net: FeatureNetwork, path: Path) -> None:

@@ -9,14 +9,14 @@ gain  train on real + synthetic, minus TRTR
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from verisim.data.spec import Images
 from verisim.errors import VerisimError
-from verisim.metrics.bootstrap import Estimate, difference, from_draws, resample_weights
+from verisim.metrics.bootstrap import Estimate, difference, from_draws, pool, resample_weights
 from verisim.metrics.c2st import pairwise_wins
 from verisim.metrics.judges import JudgeSettings, fit, logits
 from verisim.seeding import derive_seed
@@ -119,6 +119,31 @@ def join(a: Images, b: Images) -> Images:
     return Images(torch.cat((a.pixels, b.pixels)), a.spec, torch.cat((a.labels, b.labels)), patients)
 
 
+def gain(both: Scores, trtr: Scores) -> Estimate:
+    """Paired difference in AUC of two classifiers tested on the same images."""
+    paired = torch.isfinite(trtr.auc_draws) & torch.isfinite(both.auc_draws)
+    spread = difference(both.auc_draws[paired], trtr.auc_draws[paired])
+    return Estimate(both.auc.value - trtr.auc.value, spread.low, spread.high, spread.se)
+
+
+def shuffled_labels(
+    train: Images, test: Images, settings: JudgeSettings, seed: int, permutations: int, draws: int
+) -> Estimate:
+    """Control: AUC after training on shuffled labels; must be 0.5.
+
+    Mean over permutations with an interval that covers their spread: a single one may by chance learn a
+    real direction, forwards or backwards.
+    """
+    labels, found = check_labels(train, "training set"), []
+    for s in range(permutations):
+        order = torch.randperm(
+            len(labels), generator=torch.Generator().manual_seed(derive_seed("utility shuffle", seed, s))
+        )
+        lost = replace(train, labels=labels[order])
+        found.append(train_and_test(lost, test, settings, derive_seed(seed, s), 1, draws).auc)
+    return pool(found)
+
+
 def utility(
     real_train: Images,
     real_test: Images,
@@ -143,15 +168,12 @@ def utility(
     check_labels(synthetic, "synthetic set")
     trtr = trtr or run(real_train, real_test)
     both = run(join(real_train, synthetic), real_test)
-    paired = torch.isfinite(trtr.auc_draws) & torch.isfinite(both.auc_draws)
-    spread = difference(both.auc_draws[paired], trtr.auc_draws[paired])
-    gain = Estimate(both.auc.value - trtr.auc.value, spread.low, spread.high, spread.se)
     return {
         "trtr": trtr.as_dict(),
         "tstr": run(synthetic, real_test).as_dict(),
         "trts": run(real_train, synthetic).as_dict(),
         "real_plus_synthetic": both.as_dict(),
-        "gain_auc": gain.as_dict(),
+        "gain_auc": gain(both, trtr).as_dict(),
         "n_real_train": len(real_train),
         "n_real_test": len(real_test),
         "n_synthetic": len(synthetic),

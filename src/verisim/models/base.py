@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from verisim.data.spec import ImageSpec
-from verisim.errors import VerisimError, nearest
+from verisim.errors import LossError, VerisimError, nearest
 from verisim.seeding import derive_seed
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # per-sample loss (B,) and its parts, each (B,) or scalar
+
+MOST_SKIPPED = 10  # steps in a row without a finite loss
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class GenerativeModel(LightningModule):
         self.seed = 0
         self.step = 0  # batches seen; with (seed, rank) it determines all randomness of a step
         self.elapsed = 0.0  # seconds trained, over all resumptions
-        self.skipped_in_a_row = 0  # steps without a finite loss
+        self.skipped = 0  # steps without a finite loss, over all resumptions
+        self.skipped_in_a_row = 0
+        self.bad_loss: Tensor | None = None  # this step's loss, if it is not finite
 
     # --- what a subclass writes -------------------------------------------------------------------
 
@@ -139,13 +143,30 @@ class GenerativeModel(LightningModule):
 
     def begin_step(self) -> None:
         """Reseed from (seed, rank, step): what follows depends on nothing else."""
-        torch.manual_seed(derive_seed("step", self.seed, self.global_rank, self.step))
+        torch.manual_seed(self.step_seed)
+
+    @property
+    def step_seed(self) -> int:
+        """What begin_step seeds with: all noise of this step follows from it."""
+        return derive_seed("step", self.seed, self.global_rank, self.step)
 
     def end_step(self) -> None:
-        """Count the batch and update the moving average."""
+        """Count the batch and update the moving average; LossError at the tenth step in a row without a finite loss."""
+        self._count_skipped()
         self.step += 1
         if self.ema is not None:
             self.ema.update_parameters(self.net)
+
+    def _count_skipped(self) -> None:
+        bad, self.bad_loss = self.bad_loss, None
+        self.skipped += bad is not None
+        self.skipped_in_a_row = 0 if bad is None else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise LossError(
+                f"The loss was not finite for ten steps in a row, up to step {self.step}. Lower --model.lr, "
+                f"set --training.precision float32, or look for odd images with 'verisim data check'.",
+                bad,
+            )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         loss, parts = self.training_loss(batch["image"], batch.get("label"))
@@ -153,16 +174,10 @@ class GenerativeModel(LightningModule):
         return loss.mean() if self.is_finite(loss) else None
 
     def is_finite(self, loss: Tensor) -> bool:
-        """True if the loss is finite; a step that is not is skipped, and ten in a row stop the run."""
+        """True if the loss is finite; a step that is not is skipped and counted, and ten in a row stop the run."""
         if bool(torch.isfinite(loss).all()):
-            self.skipped_in_a_row = 0
             return True
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= 10:
-            raise VerisimError(
-                f"The loss was not finite for ten steps in a row, up to step {self.step}. Lower --model.lr, "
-                f"set --training.precision float32, or look for odd images with 'verisim data check'."
-            )
+        self.bad_loss = loss.detach()
         return False
 
     def log_parts(self, parts: dict[str, Tensor]) -> None:
@@ -174,8 +189,15 @@ class GenerativeModel(LightningModule):
         return self.optimizer()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["verisim"] = {"step": self.step, "elapsed": self.elapsed, "seed": self.seed}
+        checkpoint["verisim"] = {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "seed": self.seed,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["verisim"]
         self.step, self.elapsed, self.seed = state["step"], state["elapsed"], state["seed"]
+        self.skipped, self.skipped_in_a_row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)

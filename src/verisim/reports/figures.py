@@ -23,7 +23,7 @@ from verisim.data.spec import Images
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 TILE = 96  # smallest width in pixels at which a single image is shown
-NOT_LOSSES = {"step", "seconds", "epoch", "lr", "images_per_second"}
+NOT_LOSSES = {"step", "seconds", "epoch", "lr", "images_per_second", "skipped"}
 
 
 def grid_png(images: Images, n: int = 24, columns: int = 8) -> bytes:

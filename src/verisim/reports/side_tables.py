@@ -138,9 +138,6 @@ def cross_table(c: Comparison) -> Table | None:
 def settings_blocks(results: Mapping[str, Any]) -> list[Block]:
     from verisim.training.run_folder import environment
 
-    def flat(d: Mapping[str, Any]) -> list[tuple[str, str]]:
-        return [(str(k).replace("_", " "), _plain(v)) for k, v in d.items()]
-
     blocks: list[Block] = [
         Text("Evaluation settings, the same for all rows."),
         Pairs(flat(results["settings"])),
@@ -151,6 +148,11 @@ def settings_blocks(results: Mapping[str, Any]) -> list[Block]:
     if results.get("seconds") is not None:
         blocks.append(Text(f"The evaluation took {duration(results['seconds'])}."))
     return blocks
+
+
+def flat(d: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values as text."""
+    return [(str(k).replace("_", " "), _plain(v)) for k, v in d.items()]
 
 
 def _plain(value: Any) -> str:

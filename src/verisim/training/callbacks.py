@@ -168,6 +168,8 @@ class JsonLines(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {k: v for k, v in metrics.items() if k != "epoch"}
         line = {"step": self.model.step, "seconds": round(self.model.elapsed, 3), **row}
+        if self.model.skipped:  # steps without a finite loss so far
+            line["skipped"] = self.model.skipped
         with open(self.run.metrics, "a") as f:
             f.write(json.dumps(line) + "\n")
 

@@ -3,10 +3,11 @@
 config.yaml        recipe, model, data and training settings, resolved
 weights.safetensors  the trained model (verisim.hub.weights)
 checkpoints/       the last two states to resume from
-metrics.jsonl      losses by step
+metrics.jsonl      losses by step; "skipped" counts steps whose loss was not finite
 samples/           grids of samples made while training
 environment.json   versions, machine, commit
 card.md            model card
+bad-batch-*.safetensors  the batch on which training broke down, if it did (holds training images)
 """
 
 from __future__ import annotations

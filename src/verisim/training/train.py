@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 
 from verisim.data.spec import Images
 from verisim.data.stream import BatchStream
-from verisim.errors import CheckpointError
+from verisim.errors import CheckpointError, LossError
 from verisim.hub.weights import ModelCard, save_model
 from verisim.models import build_model
 from verisim.models.base import GenerativeModel
+from verisim.training.bad_batch import save_bad_batch
 from verisim.training.callbacks import Bar, Checkpoints, JsonLines, Pictures, Steps, draw_samples
 from verisim.training.checkpoint import SafeCheckpointIO, load_state
 from verisim.training.run_folder import RunFolder
@@ -126,7 +127,11 @@ def _fit(
         warnings.filterwarnings(
             "ignore", message=".*(num_workers|stateful|mid-epoch|in eval mode|LeafSpec).*"
         )
-        trainer.fit(model, DataLoader(stream, batch_size=None), ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(model, DataLoader(stream, batch_size=None), ckpt_path=checkpoint, weights_only=True)
+        except LossError as e:
+            path = save_bad_batch(run, model, images, stream, e)
+            raise LossError(f"{e} The last of these batches, with its seed, is in {path}.", e.loss) from e
     if saver.signal is None:
         saver.save(trainer, model)
     return saver.signal
@@ -181,6 +186,7 @@ def _facts(
     world = settings.devices * settings.num_nodes
     return {
         "steps": model.step,
+        "skipped_steps": model.skipped,
         "seconds": round(model.elapsed, 1),
         "clock": settings.clock,
         "images_per_second": round(model.step * settings.batch_size * world / max(model.elapsed, 1e-9), 1),

@@ -26,7 +26,7 @@ class FairSettings:
     c2st_steps: int = 200  # training steps of a judge
     k: int = 5  # neighbours in precision, recall, density, coverage
     bootstrap: int = 1000  # resamples of an interval
-    networks: tuple[str, ...] = ("random", "domain", "pixels")  # feature networks
+    networks: tuple[str, ...] = ("random", "domain", "pixels")  # feature networks; also "name=FILE"
     domain_steps: int = 300  # training steps of the domain network
     max_fakes: int = 1000  # fakes used per entry
     n_nearest: int = 8  # closest (sample, training image) pairs listed for pictures

@@ -87,7 +87,7 @@ def evaluate_fair(
     report("done", len(entries) + 2, len(entries) + 2)
     return {
         "schema": SCHEMA,
-        "settings": {**asdict(settings), "networks": list(settings.networks)},
+        "settings": {**asdict(settings), "networks": [n.name for n in networks]},
         "data": describe(train, test, bench),
         "networks": [n.describe() for n in networks],
         "rows": {n: r for n, r in rows.items() if r["kind"] == "generator"},
@@ -145,6 +145,8 @@ def _networks(train: Images, settings: FairSettings, warnings: list[str]) -> lis
         try:
             out.append(build(name, train, settings.seed, settings.domain_steps))
         except VerisimError as e:
+            if "=" in name:  # asked for by its file: never left out silently
+                raise
             warnings.append(f"Feature network '{name}' left out: {e}")
     return out
 
