@@ -28,7 +28,7 @@ from verisim.models.autoencoders.gaussian import (
 )
 from verisim.models.autoencoders.likelihoods import LIKELIHOODS
 from verisim.models.autoencoders.principal_density import latent_density
-from verisim.models.autoencoders.trunk import Decoder, Encoder, Trunk, coarsest_grid
+from verisim.models.autoencoders.trunk import Decoder, Encoder, Trunk, coarsest_grid, whole_maps
 from verisim.models.base import GenerativeModel, Loss, SamplingOptions
 
 
@@ -69,8 +69,10 @@ class LatentNet(nn.Module):
         self.posterior = posterior
         self.embedding = nn.Embedding(num_classes + 1, embed) if num_classes else None  # last: no class
         # a 1x1 convolution sees the class at every position of the grid
-        positions = math.prod(coarsest_grid(spec.size, len(trunk.channels)))
-        self.repeat = 1 if trunk.head == "dense" else positions
+        grid = coarsest_grid(spec.size, len(trunk.channels))
+        if trunk.head == "conv":
+            whole_maps(latent, grid, "latent")
+        self.repeat = 1 if trunk.head == "dense" else math.prod(grid)
         extra = embed * self.repeat if num_classes else 0
         shape = (spec.size, spec.channels, trunk.channels)
         self.encoder = Encoder(*shape, outputs, trunk.kernel, trunk.norm, trunk.head)

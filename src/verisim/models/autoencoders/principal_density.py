@@ -7,8 +7,8 @@ Written as factors it is small (source 001 section 6 S2, "PCA-Gaussian"):
 
 U (d, r): the leading eigenvectors of the latents' covariance; m_k, L_k: mean and Cholesky factor of one
 Gaussian or mixture component in these r coordinates; v: what is left of each latent's variance, plus its
-average posterior variance. Over all images, every marginal variance is exact, and every covariance within the r directions;
-with r = d or r = N - 1 nothing is lost.
+average posterior variance. Over all images every marginal variance is exact; what is approximate at r
+below d and N - 1 is that the remainder is taken as uncorrelated.
 """
 
 from __future__ import annotations
