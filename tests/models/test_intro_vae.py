@@ -184,7 +184,7 @@ def test_warm_up_is_a_vae_and_measures():
     kl, error = model.seen[0]["kl"], model.seen[0]["mse"] * 256 / 4
     margin, beta = (float(v) for v in model.settled())
     assert margin == pytest.approx(kl + 1.5 * 4, rel=1e-5)
-    assert beta == pytest.approx(0.5 * kl / error, rel=1e-4)
+    assert beta == pytest.approx(0.5 * 256 / error, rel=1e-4)  # 1 / (2 sigma^2) on [0, 1]
     model.step = 2
     model.training_step({"image": x}, 0)
     assert "kl_rec" in model.seen[1] and tuple(map(float, model.settled())) == (margin, beta)

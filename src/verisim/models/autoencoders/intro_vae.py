@@ -33,8 +33,9 @@ class IntroVAE(LatentModel):
 
     Trains with manual optimisation: a trainer's own gradient clipping does not apply (use `clip`), and each
     batch counts as two optimiser steps in Lightning's `global_step`. Squared errors are on the [0, 1] scale.
-    Margin and beta may be left to the warm-up: m = K + 1.5 d and beta = K / (2 L_rec), with K the mean KL
-    and L_rec the mean squared error that the plain VAE reached.
+    Margin and beta may be left to the warm-up: m = K + 1.5 d and beta = C prod S / (2 L_rec), with K the mean
+    KL and L_rec the mean squared error that the plain VAE reached. That is the sigma-VAE's own weight: a much
+    smaller one makes the encoder give up its latents as soon as the game begins.
     """
 
     Options = PriorOptions
@@ -127,6 +128,7 @@ class IntroVAE(LatentModel):
             first = self.measured[1] == 0
             self.measured.copy_(torch.where(first, found, self.measured.lerp(found, 1 - MEMORY)))
         self._descend(loss, optimizers)
+        parts.pop("nll")  # it has no counterpart later on, and a logger would repeat its last value
         return {"loss": loss, **parts}
 
     def encoder_step(self, x: Tensor, group: Tensor, z_p: Tensor, optimizer: Any) -> tuple[dict, Tensor]:
@@ -166,9 +168,9 @@ class IntroVAE(LatentModel):
     def settled(self) -> tuple[Tensor, Tensor]:
         """Margin m and weight beta, as given or as the warm-up measured them; scalars."""
         kl, error = self.measured
-        margin = kl + SLACK * self.latent if self.margin == 0 else torch.full_like(kl, self.margin)
-        beta = 0.5 * kl / error.clamp(min=1e-6) if self.beta == 0 else torch.full_like(kl, self.beta)
-        return margin, beta
+        own = torch.where(error > 0, 0.5 * self.spec.dims / error, 1.0)  # nothing measured yet: 1
+        margin = torch.full_like(kl, self.margin) if self.margin else kl + SLACK * self.latent
+        return margin, torch.full_like(kl, self.beta) if self.beta else own
 
     def _descend(self, loss: Tensor, optimizers: list[Any]) -> None:
         """Step `optimizers`, unless the loss or a gradient is not finite."""
