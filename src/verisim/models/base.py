@@ -87,7 +87,9 @@ class GenerativeModel(LightningModule):
     def use_channels_last(self) -> None:
         """Lay weights out as convolutions like them; numbers change by rounding only."""
         layout = torch.channels_last if self.spec.spatial_dims == 2 else torch.channels_last_3d
-        self.to(memory_format=layout)
+        for t in [*self.parameters(), *self.buffers()]:
+            if t.ndim == self.spec.spatial_dims + 2:  # Module.to would fail on 4-dimensional ones in 3D
+                t.data = t.data.contiguous(memory_format=layout)
 
     # --- sampling ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ afterwards is a better prior (source 001 section 6 S2; Ghosh et al. 2020, sectio
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,21 @@ class ExPostDensity(nn.Module):
 
     def __init__(self, latent: int, components: int, num_classes: int = 0) -> None:
         super().__init__()
-        groups = num_classes + 1
-        self.latent, self.components, self.groups = latent, components, groups
-        eye = torch.eye(latent)
+        self.latent, self.components, self.groups = latent, components, num_classes + 1
         self.fitted: Tensor
         self.log_weights: Tensor
         self.means: Tensor
         self.factors: Tensor
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         # component 0 is the single Gaussian, 1 ... K the mixture
-        self.register_buffer("log_weights", torch.full((groups, components), -math.log(components)))
-        self.register_buffer("means", torch.zeros(groups, components + 1, latent))
-        self.register_buffer("factors", eye.repeat(groups, components + 1, 1, 1))  # Cholesky, lower
+        self.register_buffer("log_weights", torch.full((self.groups, components), -math.log(components)))
+        self.make_buffers()
+
+    def make_buffers(self) -> None:
+        """Register means and covariance factors of every group and component."""
+        shape = (self.groups, self.components + 1)
+        self.register_buffer("means", torch.zeros(*shape, self.latent))
+        self.register_buffer("factors", torch.eye(self.latent).repeat(*shape, 1, 1))  # Cholesky, lower
 
     # --- fitting ----------------------------------------------------------------------------------
 
@@ -55,31 +59,26 @@ class ExPostDensity(nn.Module):
                 f"A latent density needs at least 2 images with finite latents, got {len(mean)}. "
                 f"Sample with prior=normal instead, or train on more images."
             )
-        mean, variance = mean.double().cpu(), variance.double().cpu()
-        everything = self._fit_group(mean, variance)
-        for group in range(self.groups):
-            one = everything
-            if group < self.groups - 1 and label is not None:
-                mine = (label == group).cpu()
-                if int(mine.sum()) >= LEAST_PER_LATENT * self.latent:
-                    one = self._fit_group(mean[mine], variance[mine])
-            for buffer, value in zip((self.log_weights, self.means, self.factors), one):
-                buffer[group].copy_(value)
+        self._fit_all(mean.double().cpu(), variance.double().cpu(), label)
         self.fitted.fill_(True)
 
-    def _fit_group(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log weights (K,), means (K + 1, d) and Cholesky factors (K + 1, d, d) of one group."""
-        from sklearn.mixture import GaussianMixture
+    def members(self, label: Tensor | None, least: int) -> Iterator[tuple[int, Tensor | None]]:
+        """(group, which images (N,)) for every group; None = all images, also for groups under `least`."""
+        for group in range(self.groups):
+            mine = (label == group).cpu() if label is not None and group < self.groups - 1 else None
+            yield group, mine if mine is not None and int(mine.sum()) >= least else None
 
-        n, d = mean.shape
-        k = max(1, min(self.components, n // (LEAST_PER_LATENT * d)))
-        share = torch.ones(n, 1, dtype=torch.float64)  # responsibility of the single Gaussian
-        if k > 1:
-            mixture = GaussianMixture(k, covariance_type="full", reg_covar=1e-4, random_state=0)
-            found = torch.from_numpy(mixture.fit(mean.numpy()).predict_proba(mean.numpy()))
-            share = torch.cat([share, found], dim=1)  # (n, 1 + k)
-        else:
-            share = share.repeat(1, 2)
+    def _fit_all(self, mean: Tensor, variance: Tensor, label: Tensor | None) -> None:
+        everything = self._fit_group(mean, variance)
+        for group, mine in self.members(label, LEAST_PER_LATENT * self.latent):
+            one = everything if mine is None else self._fit_group(mean[mine], variance[mine])
+            for buffer, value in zip((self.log_weights, self.means, self.factors), one):
+                buffer[group].copy_(value)
+
+    def _fit_group(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
+        """log weights (K,), means (K + 1, d) and Cholesky factors (K + 1, d, d) of one group."""
+        share = mixture_shares(mean, self.components)
+        d = self.latent
         log_weights = torch.full((self.components,), -torch.inf, dtype=torch.float64)
         means = torch.zeros(self.components + 1, d, dtype=torch.float64)
         factors = torch.eye(d, dtype=torch.float64).repeat(self.components + 1, 1, 1)
@@ -122,21 +121,33 @@ class ExPostDensity(nn.Module):
             component = 1 + torch.multinomial(weights, 1, generator=generator).flatten()
         else:
             component = torch.zeros_like(group)
-        mean, factor = self.means.to(on)[group, component], self.factors.to(on)[group, component]
-        return mean + torch.einsum("nij,nj->ni", factor, eps)
+        return self._place(group, component, eps, temperature, generator)
+
+    def _place(
+        self, group: Tensor, component: Tensor, eps: Tensor, temperature: float, generator: torch.Generator
+    ) -> Tensor:
+        """Noise eps (n, d) made into latents of these groups and components (n,)."""
+        mean, factor = self.means.to(eps.device), self.factors.to(eps.device)
+        return mean[group, component] + torch.einsum("nij,nj->ni", factor[group, component], eps)
 
     def log_density(self, prior: str, group: Tensor, z: Tensor) -> Tensor:
         """log p(z) in nats, float64 (n,), of z (n, d) for groups (n,); prior already resolved."""
         z = z.double()
         if prior == "normal":
             return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
-        which = slice(0, 1) if prior == "gaussian" else slice(1, None)
+        if prior == "gaussian":
+            return self._log_components(slice(0, 1), group, z)[:, 0]
+        return (self._log_components(slice(1, None), group, z) + self.log_weights.double()[group]).logsumexp(
+            1
+        )
+
+    def _log_components(self, which: slice, group: Tensor, z: Tensor) -> Tensor:
+        """log N(z; m_k, L_k L_k^T) in nats, float64 (n, K), of the components `which`."""
         factor = self.factors.double()[:, which][group]  # (n, K, d, d)
         offset = z[:, None] - self.means.double()[:, which][group]  # (n, K, d)
         white = torch.linalg.solve_triangular(factor, offset[..., None], upper=False)[..., 0]
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (n, K)
-        log_p = -0.5 * (white.square() + math.log(2 * math.pi)).sum(-1) - log_det
-        return log_p[:, 0] if prior == "gaussian" else (log_p + self.log_weights.double()[group]).logsumexp(1)
+        return -0.5 * (white.square() + math.log(2 * math.pi)).sum(-1) - log_det
 
     # --- storage ----------------------------------------------------------------------------------
 
@@ -157,3 +168,20 @@ class ExPostDensity(nn.Module):
             )
         for name, buffer in mine.items():
             buffer.copy_(state[name])
+
+
+def mixture_shares(points: Tensor, components: int) -> Tensor:
+    """Responsibilities (n, 1 + K') of points (n, q), float64: first the single Gaussian's, all ones.
+
+    K' is `components`, or fewer where there are not LEAST_PER_LATENT * q points for each. Deterministic.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    n, q = points.shape
+    share = torch.ones(n, 1, dtype=torch.float64)
+    k = max(1, min(components, n // (LEAST_PER_LATENT * q)))
+    if k == 1:
+        return share.repeat(1, 2)
+    mixture = GaussianMixture(k, covariance_type="full", reg_covar=1e-4, random_state=0)
+    found = torch.from_numpy(mixture.fit(points.numpy()).predict_proba(points.numpy()))
+    return torch.cat([share, found], dim=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,78 @@ def kl_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     """
     mean, log_variance = mean.float(), log_variance.float()
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
+
+
+def clamped(
+    log_variance: Tensor, low: float = LOG_VARIANCE_RANGE[0], high: float = LOG_VARIANCE_RANGE[1]
+) -> tuple[Tensor, Tensor]:
+    """Log variances (B, ...) kept in [low, high], and how many per image (B,) were outside it or NaN.
+
+    NaN stays NaN: the loss is then not finite and the step is skipped.
+    """
+    inside = log_variance.clamp(low, high)
+    return inside, (inside != log_variance).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """q(z | x) = N(mean, diag exp(log_variance)) of a batch of images, float32."""
+
+    mean: Tensor  # (B, d)
+    log_variance: Tensor  # (B, d)
+    clamped: Tensor  # (B,) number of log variances that had to be clamped
+
+    @classmethod
+    def from_features(cls, features: Tensor) -> Posterior:
+        """(B, 2 d) encoder outputs: the means, then the log variances, clamped to LOG_VARIANCE_RANGE."""
+        mean, log_variance = features.float().chunk(2, dim=1)
+        return cls(mean, *clamped(log_variance))
+
+    def draw(self) -> Tensor:
+        """z = mu + sigma * eps, eps ~ N(0, I), (B, d); differentiable in mu and sigma."""
+        return self.mean + (0.5 * self.log_variance).exp() * torch.randn_like(self.mean)
+
+    def kl(self) -> Tensor:
+        """KL(q || N(0, I)) in nats per latent (B, d)."""
+        return kl_standard_normal(self.mean, self.log_variance)
+
+    def rate(self) -> Tensor:
+        """KL(q || N(0, I)) in nats per image (B,)."""
+        return self.kl().sum(1)
+
+    def parts(self) -> dict[str, Tensor]:
+        """What is logged beside the distortion: rate in nats and in bits per image, clamped log variances."""
+        rate = self.rate()
+        return {"kl": rate, "rate_bits": rate / math.log(2), "clamped": self.clamped}
+
+
+class PointPosterior(Posterior):
+    """All mass on the mean, as in a plain autoencoder: no noise, and a rate of 0 by definition."""
+
+    @classmethod
+    def from_features(cls, features: Tensor) -> PointPosterior:
+        """(B, d) encoder outputs: the means."""
+        mean = features.float()
+        return cls(mean, torch.full_like(mean, -torch.inf), mean.new_zeros(len(mean)))
+
+    def kl(self) -> Tensor:
+        return torch.zeros_like(self.mean)
+
+
+@contextmanager
+def frozen(*modules: nn.Module | None) -> Iterator[None]:
+    """Passes through `modules` inside this block give their parameters no gradient, their inputs do get it.
+
+    Decided when the pass runs, so one backward pass may hold frozen and ordinary passes of one module.
+    """
+    held = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
+    for p in held:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)
 
 
 def normal_log_density(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

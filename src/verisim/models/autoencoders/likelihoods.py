@@ -13,16 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from verisim.errors import VerisimError
+from verisim.errors import VerisimError, pick
 
 LEVELS = 256  # grey values of an 8-bit image: x = -1 + 2 k / 255
 STEP = 2 / (LEVELS - 1)  # distance between two of them
 LEAST_VARIANCE = STEP**2 / 12  # of rounding to them: a smaller sigma would describe nothing real
+# how a Gaussian's sigma is found -> initial sigma^2 on the [-1, 1] scale, where 2 is 1/2 on [0, 1]
+SIGMAS = {"optimal": 1.0, "learned": 1.0, "fixed": 2.0}
 
 
 def to_level(x: Tensor) -> Tensor:
     """The nearest of the 256 grey values in [-1, 1]."""
     return (((x + 1) / STEP).round().clamp(0, LEVELS - 1) * STEP - 1).to(x.dtype)
+
+
+def squared_error(out: Tensor, x: Tensor) -> Tensor:
+    """sum over pixels of (x - out)^2 on the [0, 1] grey scale of source 001, (B,): a quarter of ours."""
+    return (x.float() - out.float()).square().flatten(1).sum(1) / 4
 
 
 def log_normal_interval(low: Tensor, high: Tensor) -> Tensor:
@@ -60,22 +67,25 @@ class GaussianObservation(Observation):
     """N(x; out, sigma^2 I) with one sigma for all pixels: the sigma-VAE.
 
     "optimal": sigma^2 = mean squared error of the batch, the closed-form maximum of the likelihood;
-    `variance` remembers it for evaluation. "learned": a free parameter. For 8-bit images the density
+    `variance` remembers it for evaluation. "learned": a free parameter. "fixed": 1/2 on the [0, 1] scale
+    of source 001, so that the loss is its sum of squares and a constant. For 8-bit images the density
     is integrated over each grey value's interval, the outermost ones open, which makes bits per
     dimension proper.
     """
 
     def __init__(self, channels: int, sigma: str = "optimal") -> None:
         super().__init__()
+        pick(SIGMAS, sigma, "sigma")
         self.optimal = sigma == "optimal"
+        self.learned = sigma == "learned"
         self.variance: Tensor
-        self.register_buffer("variance", torch.ones(()))  # sigma^2 on the [-1, 1] scale
-        if not self.optimal:
+        self.register_buffer("variance", torch.tensor(SIGMAS[sigma]))  # sigma^2 on the [-1, 1] scale
+        if self.learned:
             self.log_variance = nn.Parameter(torch.zeros(()))
 
     def sigma2(self) -> Tensor:
         """sigma^2 for evaluation, a scalar."""
-        return (self.variance if self.optimal else self.log_variance.exp()).clamp(min=LEAST_VARIANCE)
+        return (self.log_variance.exp() if self.learned else self.variance).clamp(min=LEAST_VARIANCE)
 
     def nll(self, out: Tensor, x: Tensor) -> Tensor:
         square = (x.float() - out.float()).square()  # (B, C, *S)

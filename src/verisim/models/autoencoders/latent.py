@@ -1,0 +1,267 @@
+"""What every autoencoder with a continuous latent shares: network, roles, and sampling from a latent density.
+
+A model with a posterior q(z | x) = N(mean, diag variance), a decoder p(x | z) and a prior p(z): N(0, I), or
+the density of the training images' latents, fitted once training ends. A subclass writes its constructor
+and `training_loss`; latents are flat vectors (B, d) throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from verisim.data.spec import ImageSpec
+from verisim.errors import VerisimError, pick
+from verisim.models.autoencoders.gaussian import (
+    CHUNK,
+    PointPosterior,
+    Posterior,
+    check_temperature,
+    evaluating,
+    fresh_generator,
+    importance_bound,
+    normal_log_density,
+)
+from verisim.models.autoencoders.likelihoods import LIKELIHOODS
+from verisim.models.autoencoders.principal_density import latent_density
+from verisim.models.autoencoders.trunk import Decoder, Encoder, Trunk, coarsest_grid, whole_maps
+from verisim.models.base import GenerativeModel, Loss, SamplingOptions
+
+
+@dataclass(frozen=True)
+class LatentOptions(SamplingOptions):
+    """Sampling options of autoencoders with a continuous latent."""
+
+    temperature: float = 1.0  # factor on the standard deviation of the latent
+    # where latents come from; auto = the fitted mixture if there is one, else N(0, I)
+    prior: Literal["auto", "normal", "gaussian", "mixture"] = "auto"
+    noise: bool = False  # add the observation noise of p(x | z); else its mean
+    importance_samples: int = 16  # K of the bound behind bits per dimension
+
+
+@dataclass(frozen=True)
+class PriorOptions(LatentOptions):
+    """The same, for models whose training makes samples of N(0, I) good: that is their default."""
+
+    prior: Literal["auto", "normal", "gaussian", "mixture"] = "normal"
+
+
+class LatentNet(nn.Module):
+    """Encoder, decoder with class embedding, and observation model."""
+
+    def __init__(
+        self,
+        spec: ImageSpec,
+        trunk: Trunk,
+        latent: int,  # d
+        outputs: int,  # numbers that the encoder gives
+        num_classes: int,  # 0 = unconditional
+        embed: int,  # length of a class embedding
+        likelihood: str = "sigma",  # key of LIKELIHOODS
+        sigma: str = "optimal",  # key of SIGMAS
+        posterior: type[Posterior] = Posterior,  # how the encoder's outputs are read
+    ) -> None:
+        super().__init__()
+        self.posterior = posterior
+        self.embedding = nn.Embedding(num_classes + 1, embed) if num_classes else None  # last: no class
+        # a 1x1 convolution sees the class at every position of the grid
+        grid = coarsest_grid(spec.size, len(trunk.channels))
+        if trunk.head == "conv":
+            whole_maps(latent, grid, "latent")
+        self.repeat = 1 if trunk.head == "dense" else math.prod(grid)
+        extra = embed * self.repeat if num_classes else 0
+        shape = (spec.size, spec.channels, trunk.channels)
+        self.encoder = Encoder(*shape, outputs, trunk.kernel, trunk.norm, trunk.head)
+        self.decoder = Decoder(*shape, latent + extra, trunk.kernel, trunk.norm, trunk.head)
+        self.observation = pick(LIKELIHOODS, likelihood, "likelihood")(spec.channels, sigma)
+
+    def encode(self, x: Tensor) -> Posterior:  # (B, C, *S) -> means and log variances (B, d)
+        return self.posterior.from_features(self.encoder(x))
+
+    def decode(self, z: Tensor, group: Tensor) -> Tensor:  # (B, d), (B,) -> raw output (B, C, *S)
+        if self.embedding is not None:
+            z = torch.cat([z, self.embedding(group).repeat_interleave(self.repeat, dim=1)], dim=1)
+        return self.decoder(z)
+
+
+class LatentModel(GenerativeModel):
+    """Base of autoencoders with a continuous latent. Roles: Sampler, Autoencoder, Likelihood.
+
+    Class-conditional by an embedding in the decoder; labels are dropped at rate `label_dropout`, so that
+    "no class" is a class of its own (condition None).
+    """
+
+    family = "vae"
+    Options = LatentOptions
+    options: LatentOptions
+    net: LatentNet
+    likelihood_is_bound = True
+
+    def __init__(
+        self,
+        spec: ImageSpec,
+        num_classes: int,
+        net: LatentNet,
+        latent: int,  # d
+        components: int,  # of the ex-post mixture
+        label_dropout: float,  # share of training images that are shown without their class
+        lr: float,  # Adam learning rate
+    ) -> None:
+        super().__init__(spec, num_classes)
+        self.net = net
+        self.density = latent_density(latent, components, num_classes)
+        self.latent = latent
+        self.label_dropout = label_dropout
+        self.lr = lr
+
+    def optimizer(self) -> torch.optim.Optimizer | list[torch.optim.Optimizer]:
+        return torch.optim.Adam(self.net.parameters(), self.lr)
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def groups(self, n: int, label: Tensor | None) -> Tensor:
+        """Class index (n,) of each image; num_classes stands for "no class"."""
+        if label is None or self.num_classes == 0:
+            return torch.full((n,), self.num_classes, device=self.device)
+        return label
+
+    def training_groups(self, x: Tensor, label: Tensor | None) -> Tensor:
+        """groups() of a training batch, with some labels dropped."""
+        group = self.groups(len(x), label)
+        if self.num_classes:
+            drop = torch.rand(len(x), device=x.device) < self.label_dropout
+            group = torch.where(drop, self.num_classes, group)
+        return group
+
+    def negative_elbo(self, x: Tensor, group: Tensor, beta: float, free_bits: float | None = None) -> Loss:
+        """-log p(x | z) + beta KL(q(z | x) || N(0, I)), z ~ q, in nats per image (B,).
+
+        free_bits: nats per latent that cost nothing; None = the exact KL of the posterior.
+        """
+        q = self.net.encode(x)
+        out = self.net.decode(q.draw(), group)
+        nll = self.net.observation.nll(out, x)  # (B,)
+        rate = q.rate() if free_bits is None else q.kl().clamp(min=free_bits).sum(1)  # (B,)
+        mse = (self.net.observation.mean(out) - x).square().flatten(1).mean(1)
+        return nll + beta * rate, {"nll": nll, "mse": mse, **q.parts()}
+
+    # --- roles ------------------------------------------------------------------------------------
+
+    @property
+    def _eval_net(self) -> LatentNet:
+        return cast(LatentNet, self.sampling_net)
+
+    @torch.no_grad()
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance (B, d) of q(z | x) for images x (B, C, *S) in [-1, 1]."""
+        self.spec.check(x, "images to encode")
+        with evaluating(self._eval_net) as net:
+            found = [net.encode(part.to(self.device)) for part in x.split(CHUNK)]
+        return torch.cat([q.mean for q in found]), torch.cat([q.log_variance for q in found])
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Posterior mean (B, d) of images x (B, C, *S) in [-1, 1]."""
+        return self.posterior(x)[0]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """E[x | z], the mean of p(x | z), (B, C, *S) in [-1, 1], of latents z (B, d)."""
+        if z.ndim != 2 or z.shape[1] != self.latent:
+            raise VerisimError(
+                f"Latents of shape {tuple(z.shape)}; this model takes (B, {self.latent}), as encode() gives."
+            )
+        group = self.groups(len(z), self.check_condition(len(z), condition))
+        images = torch.empty(len(z), *self.spec.shape, device=self.device)
+        with evaluating(self._eval_net) as net:
+            for i in range(0, len(z), CHUNK):
+                part = slice(i, i + CHUNK)
+                images[part] = net.observation.mean(net.decode(z[part].to(self.device), group[part]))
+        return images
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, condition: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """n images (n, C, *S) in [-1, 1]: the mean of p(x | z), or a draw from it with options.noise.
+
+        z comes from options.prior. condition None means "no class" on a conditional model.
+        """
+        check_temperature(self.options.temperature)
+        generator = generator or fresh_generator()
+        prior = self.density.resolve(self.options.prior)
+        condition = self.check_condition(n, condition)
+        z = self.density.sample(prior, self.groups(n, condition), generator, self.options.temperature)
+        images = self.decode(z, condition)
+        if self.options.noise:
+            images = self._eval_net.observation.noisy(images, generator)
+        return images
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self, x: Tensor, condition: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Upper bound (B,), float64, on the bits per dimension of 8-bit images x (B, C, *S) in [-1, 1].
+
+        Importance-weighted bound with K = options.importance_samples under options.prior; images are
+        rounded to 256 grey values. VerisimError for likelihood "bce" and for a plain autoencoder, which
+        define no probability.
+        """
+        self.spec.check(x, "images to score")
+        if self.net.posterior is PointPosterior:
+            raise VerisimError(
+                "Bits per dimension are not defined for a plain autoencoder: its encoder gives a point, not "
+                "a distribution. Train with --model.posterior gaussian."
+            )
+        if self.options.importance_samples < 1:
+            raise VerisimError(f"importance_samples={self.options.importance_samples}: it must be 1 or more.")
+        generator = generator or fresh_generator()
+        prior = self.density.resolve(self.options.prior)
+        group = self.groups(len(x), self.check_condition(len(x), condition))
+        found = [
+            self._log_bound(part.to(self.device), g, prior, generator)
+            for part, g in zip(x.split(CHUNK), group.split(CHUNK))
+        ]
+        return -torch.cat(found) / (self.spec.dims * math.log(2))
+
+    def _log_bound(self, x: Tensor, group: Tensor, prior: str, generator: torch.Generator) -> Tensor:
+        """log 1/K sum_k p(x | z_k) p(z_k) / q(z_k | x), float64 (B,)."""
+        weights = []
+        with evaluating(self._eval_net) as net:
+            q = net.encode(x)
+            for _ in range(self.options.importance_samples):
+                eps = torch.randn(q.mean.shape, generator=generator, device=generator.device).to(x.device)
+                z = q.mean + (0.5 * q.log_variance).exp() * eps
+                log_px = net.observation.log_prob(net.decode(z, group), x)
+                log_pz = self.density.log_density(prior, group, z)
+                weights.append(log_px + log_pz - normal_log_density(z, q.mean, q.log_variance))
+        return importance_bound(torch.stack(weights))
+
+    # --- after training ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def finalise(self, x: Tensor, label: Tensor | None) -> None:
+        """Fit the ex-post density, and sigma where it is in closed form, to training images (N, C, *S).
+
+        A conditional model gets a density per class where there are images enough, else the joint one.
+        A single image has no density: then the model keeps N(0, I).
+        """
+        if len(x) < 2:
+            return
+        mean, log_variance = self.posterior(x)
+        self.density.fit(mean, log_variance.exp(), label if self.num_classes else None)
+        generator = torch.Generator().manual_seed(0)
+        z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).to(mean.device)
+        seen = self.decode(z, label if self.num_classes else None)
+        self._eval_net.observation.calibrate((seen - x.to(self.device)).square().mean())
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """The ex-post density, stored beside the weights."""
+        return self.density.state()
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what extra_state() gave; CheckpointError if it does not fit."""
+        self.density.load(state)
