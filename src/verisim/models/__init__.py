@@ -15,6 +15,7 @@ MODELS = {
     "dcgan": "verisim.models.adversarial.dcgan:DCGAN",
     "mlp_vae": "verisim.models.autoencoders.mlp_vae:MLPVAE",
     "conv_vae": "verisim.models.autoencoders.conv_vae:ConvVAE",
+    "vqvae": "verisim.models.autoencoders.vqvae:VQVAE",
     "pixelcnn": "verisim.models.autoregressive.pixelcnn:PixelCNN",
     "gated_pixelcnn": "verisim.models.autoregressive.gated_pixelcnn:GatedPixelCNN",
     "diffusion": "verisim.models.diffusion.denoising:DenoisingDiffusion",
