@@ -1,6 +1,7 @@
 """Reconstruction scores: closed forms, torchmetrics where its definition agrees, scale rule, bad input."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from verisim.metrics.reconstruction import (
 UNIT = {"low": 0.0, "high": 1.0}
 
 
-def pair(size, n=3, channels=1, noise=0.1, seed=0):
+def originals_and_copies(size, n=3, channels=1, noise=0.1, seed=0):
     """Smooth random images in [0, 1] and noisy copies, float64."""
     g = torch.Generator().manual_seed(seed)
     coarse = [max(2, s // 8) for s in size]
@@ -44,7 +45,7 @@ def torch_full(x, y):
 @pytest.mark.parametrize(("size", "channels"), [((40, 31), 1), ((24, 24), 3), ((14, 16, 13), 1)])
 def test_ssim_equals_torchmetrics_inside(size, channels):
     """To rounding, in 2D and 3D, grey and colour."""
-    x, y = pair(size, channels=channels)
+    x, y = originals_and_copies(size, channels=channels)
     found = ssim(x, y, ImageSpec(size, channels, **UNIT))
     torch.testing.assert_close(found, torch_full(x, y), rtol=1e-10, atol=1e-10)
     assert (found < 0.99).all()
@@ -53,7 +54,7 @@ def test_ssim_equals_torchmetrics_inside(size, channels):
 @pytest.mark.parametrize("size", [(64, 64), (180, 177), (24, 22, 26)])
 def test_ms_ssim_is_composed_of_torchmetrics_scales(size):
     """Contrast of every scale and luminance of the last, from torchmetrics, with our weights."""
-    x, y = pair(size, noise=0.2)
+    x, y = originals_and_copies(size, noise=0.2)
     spec, want = ImageSpec(size, **UNIT), torch.ones(3, dtype=torch.float64)
     weights, a, b = scale_weights(size), x, y
     pool = torch.nn.functional.avg_pool2d if len(size) == 2 else torch.nn.functional.avg_pool3d
@@ -68,7 +69,7 @@ def test_ms_ssim_is_close_to_torchmetrics_own():
     """Its coarsest scale counts reflected borders, ours does not: the same number to about a hundredth."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as torch_ms
 
-    x, y = pair((192, 192), n=4, noise=0.05)
+    x, y = originals_and_copies((192, 192), n=4, noise=0.05)
     theirs = torch_ms(x, y, data_range=1.0, betas=WEIGHTS, reduction="none")
     assert float((ms_ssim(x, y, ImageSpec((192, 192), **UNIT)) - theirs).abs().max()) < 0.01
 
@@ -88,7 +89,7 @@ def test_constant_images_have_a_closed_form(a, b):
 def test_equal_images_are_perfect_and_order_does_not_matter():
     """MSE 0, PSNR infinite, SSIM and MS-SSIM 1; all are symmetric."""
     spec = ImageSpec((64, 64), **UNIT)
-    x, y = pair((64, 64))
+    x, y = originals_and_copies((64, 64))
     assert mse(x, x, spec).tolist() == [0] * 3 and psnr(mse(x, x, spec)).tolist() == [math.inf] * 3
     for measure in (ssim, ms_ssim):
         torch.testing.assert_close(
@@ -99,7 +100,7 @@ def test_equal_images_are_perfect_and_order_does_not_matter():
 
 def test_the_images_range_does_not_change_the_scores():
     """The same pictures in [-1, 1], [0, 1] or [0, 255] have the same numbers; MSE 0.01 is PSNR 20 dB."""
-    x, y = pair((48, 48))
+    x, y = originals_and_copies((48, 48))
     base = score_reconstructions(*(Images(v, ImageSpec((48, 48), **UNIT)) for v in (x, y)))
     for low, high in ((-1.0, 1.0), (0.0, 255.0)):
         spec = ImageSpec((48, 48), low=low, high=high)
@@ -111,14 +112,14 @@ def test_the_images_range_does_not_change_the_scores():
 
 def test_scores_fall_with_blur_and_with_noise():
     """A better reconstruction never scores worse; shuffled pixels, the negative control, lose everywhere."""
-    x, _ = pair((64, 64), n=4)
+    x, _ = originals_and_copies((64, 64), n=4)
     x = (x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     spec = ImageSpec((64, 64), **UNIT)
     order = torch.randperm(64 * 64, generator=torch.Generator().manual_seed(2))
     shuffled = x.flatten(2)[..., order].view_as(x)
     blurred = [torch.nn.functional.avg_pool2d(x, k, 1, k // 2, count_include_pad=False) for k in (1, 3, 7)]
     scores = [score_reconstructions(Images(x, spec), Images(y, spec)) for y in (*blurred, shuffled)]
-    for better, worse in zip(scores, scores[1:]):
+    for better, worse in pairwise(scores):
         assert (better.mse < worse.mse).all() and (better.psnr > worse.psnr).all()
         assert (better.ssim > worse.ssim).all() and (better.ms_ssim > worse.ms_ssim).all()
 
@@ -138,7 +139,7 @@ def test_scale_rule(side, scales):
 
 def test_the_result_states_its_constants_and_has_intervals():
     """Everything needed to repeat the numbers; means lie in their intervals, patients are resampled."""
-    x, y = pair((48, 48), n=12)
+    x, y = originals_and_copies((48, 48), n=12)
     spec = ImageSpec((48, 48), **UNIT)
     found = score_reconstructions(Images(x, spec), Images(y, spec))
     s = found.settings
@@ -155,7 +156,7 @@ def test_the_result_states_its_constants_and_has_intervals():
 
 def test_many_images_are_scored_as_few():
     """Working in chunks changes nothing."""
-    x, y = pair((16, 16), n=70)
+    x, y = originals_and_copies((16, 16), n=70)
     spec = ImageSpec((16, 16), **UNIT)
     found = score_reconstructions(Images(x, spec), Images(y, spec))
     torch.testing.assert_close(found.ssim, ssim(x, y, spec), rtol=1e-12, atol=0)
@@ -164,7 +165,7 @@ def test_many_images_are_scored_as_few():
 
 def test_bad_input_gets_one_sentence():
     """Other range, other shape, other number, too small, NaN."""
-    x, y = pair((32, 32))
+    x, y = originals_and_copies((32, 32))
     spec = ImageSpec((32, 32), **UNIT)
     real = Images(x, spec)
     with pytest.raises(RangeError, match=r"in \[0, 1\] against .* in \[-1, 1\]"):

@@ -69,7 +69,8 @@ def score_reconstructions(real: Images, fake: Images) -> Reconstruction:
         x, y = unit_range(x, real.spec, "originals"), unit_range(y, real.spec, "reconstructions")
         error = (x - y).square().flatten(1).mean(1)
         parts.append(torch.stack([error, psnr(error), *_similarities(x, y, weights)]))
-    return Reconstruction(*torch.cat(parts, 1).unbind(0), settings=_settings(real.spec, weights))
+    error, ratio, single, multi = torch.cat(parts, 1)  # (N,) each
+    return Reconstruction(error, ratio, single, multi, _settings(real.spec, weights))
 
 
 def mse(x: Tensor, y: Tensor, spec: ImageSpec) -> Tensor:

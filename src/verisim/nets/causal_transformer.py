@@ -26,7 +26,7 @@ class CausalBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.first, self.last = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)  # the MLP
         self.dropout = nn.Dropout(dropout)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,7 +38,7 @@ class CausalBlock(nn.Module):
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the block, once attention (B, h, N, d) is known."""
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        return x + self.dropout(self.last(F.gelu(self.first(self.norm2(x)))))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split(x)
@@ -75,7 +75,7 @@ class CausalTransformer(nn.Module):
             self.start.weight.mul_(0.02)
             for block in self.causal_blocks():  # GPT-2: the residual stream keeps its scale
                 block.out.weight.mul_(1 / math.sqrt(2 * layers))
-                block.mlp[2].weight.mul_(1 / math.sqrt(2 * layers))
+                block.last.weight.mul_(1 / math.sqrt(2 * layers))
 
     def causal_blocks(self) -> list[CausalBlock]:
         return [b for b in self.blocks if isinstance(b, CausalBlock)]

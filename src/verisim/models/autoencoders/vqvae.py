@@ -16,32 +16,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from verisim.data.spec import ImageSpec
-from verisim.errors import CheckpointError, VerisimError
+from verisim.errors import VerisimError
 from verisim.models.autoencoders.gaussian import CHUNK, evaluating, fresh_generator
 from verisim.models.autoencoders.vq_nets import VQAutoencoder, VQNet, grid_of
+from verisim.models.autoencoders.vq_stages import VQVAEOptions, check_stages, read_first_stage
 from verisim.models.autoregressive.code_prior import PriorSettings, build_prior, check_sampling
-from verisim.models.base import GenerativeModel, Loss, SamplingOptions
+from verisim.models.base import GenerativeModel, Loss
 from verisim.nets.quantiser import VectorQuantiser, perplexity, used_share, warn_if_collapsed
 
 WARMUP = 100  # steps over which each stage's learning rate rises
-
-
-@dataclass(frozen=True)
-class VQVAEOptions(SamplingOptions):
-    """Sampling options of a VQ-VAE."""
-
-    # where codes come from; auto = the learned prior if the model has one, else uniform codes
-    prior: Literal["auto", "uniform", "learned"] = "auto"
-    temperature: float = 1.0  # > 0; divides the prior's logits, below 1 is cleaner and less varied
-    top_k: int = 0  # draw among the k likeliest codes of each position; 0 = all
-    cached: bool = True  # False runs the whole prior for every code: the same images, slower
 
 
 class VQVAE(GenerativeModel):
@@ -74,7 +63,7 @@ class VQVAE(GenerativeModel):
         lr: float = 1e-3,  # Adam learning rate of the autoencoder
         prior: Literal["none", "gated_pixelcnn", "transformer"] = "none",  # over the codes
         first_stage_steps: int = 0,  # steps that train the autoencoder before the prior's begin
-        first_stage: str = "",  # or: run folder or weights file of a trained VQ-VAE of the same settings
+        first_stage: str = "",  # instead: run folder or weights file of a trained VQ-VAE, same settings
         prior_layers: int = 6,  # depth of the prior
         prior_channels: int = 128,  # its width
         prior_heads: int = 4,  # its attention heads (transformer)
@@ -83,7 +72,7 @@ class VQVAE(GenerativeModel):
         label_dropout: float = 0.1,  # share of training images whose class is hidden from the prior
     ) -> None:
         super().__init__(spec, num_classes)
-        _check_settings(prior, num_classes, first_stage, first_stage_steps)
+        check_stages(prior, num_classes, first_stage, first_stage_steps)
         channels = tuple(channels)
         quantiser = VectorQuantiser(codes, dim, codebook, decay, restart_below)
         p = PriorSettings(
@@ -131,7 +120,7 @@ class VQVAE(GenerativeModel):
         The average of the prior starts afresh, from the weights of its first step.
         """
         if self.first_stage:
-            self.net.autoencoder.load_state_dict(_first_stage(self.first_stage, self.net, self.spec))
+            self.net.autoencoder.load_state_dict(read_first_stage(self.first_stage, self.net, self.spec))
         elif self.ema is not None:
             self.net.autoencoder.load_state_dict(self._eval_net.autoencoder.state_dict())
         if self.ema is not None:
@@ -328,48 +317,3 @@ class VQVAE(GenerativeModel):
                 for p, part in zip(z.split(CHUNK), x.split(CHUNK))
             ]
         return (rate.to(self.device) - torch.cat(parts) / math.log(2)) / self.spec.dims
-
-
-def _check_settings(prior: str, num_classes: int, first_stage: str, steps: int) -> None:
-    """VerisimError where the settings of both stages do not go together."""
-    if prior == "none" and num_classes:
-        raise VerisimError(
-            "A VQ-VAE without a prior draws its codes uniformly and cannot be asked for a class. Leave out "
-            "--data.label, or add --model.prior gated_pixelcnn."
-        )
-    if prior == "none" and (first_stage or steps):
-        raise VerisimError(
-            "first_stage and first_stage_steps say when a prior is trained, but there is none. Set "
-            "--model.prior gated_pixelcnn or transformer, or leave them out."
-        )
-    if prior != "none" and bool(first_stage) == (steps > 0):
-        raise VerisimError(
-            f"A VQ-VAE with prior '{prior}' needs an autoencoder first: give either --model.first_stage_steps N "
-            "(train it for N steps of this run) or --model.first_stage RUN (take a trained one), not both."
-        )
-
-
-def _first_stage(source: str, net: VQNet, spec: ImageSpec) -> dict[str, Tensor]:
-    """The autoencoder's weights out of a trained VQ-VAE; CheckpointError if it does not fit this one."""
-    from verisim.hub.weights import load_model
-
-    model, card = load_model(source)
-    if not isinstance(model, VQVAE) or (spec.shape, spec.low, spec.high) != (
-        card.spec.shape,
-        card.spec.low,
-        card.spec.high,
-    ):
-        raise CheckpointError(
-            f"{source} holds model '{card.model}' for images of {card.spec.shape}; the first stage must be a "
-            f"vqvae for images of {spec.shape}."
-        )
-    state, want = model.net.autoencoder.state_dict(), net.autoencoder.state_dict()
-    odd = sorted(set(state) ^ set(want)) or [k for k in want if state[k].shape != want[k].shape]
-    if odd:
-        names = ("codes", "dim", "channels", "kernel", "norm", "codebook")
-        have = ", ".join(f"{k}={card.settings[k]}" for k in names if k in card.settings)
-        raise CheckpointError(
-            f"The first stage {source} has other settings than this model: {len(odd)} of {len(want)} tensors "
-            f"differ (first '{odd[0]}'). Give the same as there: {have or 'the defaults'}."
-        )
-    return state
