@@ -183,11 +183,11 @@ def test_bad_settings_get_one_sentence():
     """Three axes for the PixelCNN, heads that do not divide, impossible numbers, sampling out of range."""
     with pytest.raises(VerisimError, match=r"2D code maps; these have 3 axes. Use --model.prior transformer"):
         made("gated_pixelcnn", (2, 2, 2))
-    with pytest.raises(VerisimError, match="width 10 cannot be split into 4 heads.*e.g. 8"):
+    with pytest.raises(VerisimError, match=r"width 10 cannot be split into 4 heads.*e\.g\. 8"):
         made("transformer", channels=10, heads=4)
     with pytest.raises(VerisimError, match="0 <= dropout < 1"):
         made("transformer", dropout=1.0)
-    with pytest.raises(VerisimError, match="Unknown prior 'transfomer'. Did you mean 'transformer'"):
+    with pytest.raises(VerisimError, match=r"Unknown prior 'transfomer'\. Did you mean 'transformer'"):
         build_prior("transfomer", PriorSettings(4, (2, 2)))
     prior = made("transformer")
     with pytest.raises(VerisimError, match="temperature 0 is not possible"):

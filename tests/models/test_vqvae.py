@@ -1,10 +1,14 @@
 """VQ-VAE: golden sizes, codes and embeddings, the two stages and what each may touch, bounds, bad input."""
 
 import math
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 
+from verisim.cli.train import build_parser
 from verisim.data.spec import Images, ImageSpec
 from verisim.errors import CheckpointError, VerisimError
 from verisim.hub.weights import load_model
@@ -136,14 +140,18 @@ def test_it_learns_to_reconstruct():
 
 
 def test_collapse_is_warned_of_in_training():
-    """Constant images need a few codes: said once, with the perplexity, by the training loss."""
-    model = made(codes=512, restart_below=0.0)
-    x = torch.zeros(8, 1, 16, 16)
-    with pytest.warns(UserWarning, match=r"codebook has collapsed: its perplexity is \d\.\d where 512 codes"):
-        for _ in range(100):
+    """All codes but one out of reach, and no restarts: said once, with the perplexity, by the training loss."""
+    model = made(codes=64, restart_below=0.0)
+    q = model.net.autoencoder.quantiser
+    q.started.fill_(True)
+    q.codebook[1:] += 100
+    q.total.copy_(q.codebook)
+    x = blobs(8)[0]
+    with pytest.warns(UserWarning, match=r"collapsed: its perplexity is 1\.0 where 64 codes") as caught:
+        for _ in range(200):
             model.autoencoder_loss(x)
             model.step += 1
-    assert model.warned
+    assert model.warned and len([w for w in caught if "collapsed" in str(w.message)]) == 1
 
 
 # --- two stages in one run ------------------------------------------------------------------------
@@ -321,10 +329,23 @@ def test_bad_codes_and_latents_get_one_sentence():
         model.decode_codes(torch.zeros(2, 4, 4))
     with pytest.raises(VerisimError, match=r"Codes from 0 to 12; this model's codebook has 0\.\.\.11"):
         model.decode_codes(torch.full((1, 4, 4), 12).triu())
-    with pytest.raises(VerisimError, match="no learned prior. Train one with --model.prior"):
+    with pytest.raises(VerisimError, match=r"no learned prior\. Train one with --model.prior"):
         model.configure_sampling(prior="learned")
     model = made().eval()
     with pytest.raises(VerisimError, match="temperature -1 is not possible"):
         model.configure_sampling(temperature=-1.0)
     with pytest.raises(VerisimError, match="it must be auto, uniform or learned"):
         made().configure_sampling(prior="even")
+
+
+def test_the_page_runs(tmp_path):
+    """The Python of docs/vq_vae.md as it stands, and every recipe and option of its commands exists."""
+    page = (Path(__file__).parents[2] / "docs" / "vq_vae.md").read_text()
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)))
+    runpy.run_path(str(script))
+    commands = re.findall(r"^verisim train (\S+)((?: [^\s#]\S*)*)", page, flags=re.MULTILINE)
+    assert len(commands) == 4
+    for recipe, words in commands:
+        variant = re.search(r"--variant (\S+)", words)
+        build_parser(recipe, variant.group(1) if variant else "small").parse_args([recipe, *words.split()])

@@ -1,7 +1,11 @@
 """The vector quantiser: nearest code, straight-through gradients, moving average, restarts, collapse."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from verisim.errors import VerisimError
 from verisim.nets.quantiser import (
@@ -220,3 +224,38 @@ def test_impossible_settings_are_refused(wrong):
         VerisimError, match=r"codes >= 2, dim >= 1, 0 <= decay < 1 and 0 <= restart_below < 1"
     ):
         VectorQuantiser(**settings)
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+from safetensors.torch import save_file
+from verisim.nets.quantiser import VectorQuantiser
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+for below in (0.0, 0.9):
+    torch.manual_seed(1)
+    q = VectorQuantiser(7, 3, decay=0.5, restart_below=below)
+    q.started.fill_(True)
+    z = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(rank)  # restarts must not depend on it
+    for _ in range(3):
+        q(z.chunk(2)[rank])
+    save_file(q.state_dict(), f"{folder}/{below}-{rank}.safetensors")
+"""
+
+
+def test_two_processes_share_one_codebook(tmp_path):
+    """Half a batch each gives the averages of the whole batch, and restarts are the same in both."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    workers = [subprocess.Popen([sys.executable, str(script), str(r), str(tmp_path)]) for r in (0, 1)]
+    assert [w.wait(timeout=120) for w in workers] == [0, 0]
+    load = {(b, r): load_file(tmp_path / f"{b}-{r}.safetensors") for b in (0.0, 0.9) for r in (0, 1)}
+    for b in (0.0, 0.9):
+        assert all(torch.equal(v, load[b, 1][k]) for k, v in load[b, 0].items())
+    assert not torch.equal(load[0.0, 0]["codebook"], load[0.9, 0]["codebook"])
+    whole = quantiser(decay=0.5)
+    for _ in range(3):
+        whole(latents(8, 3, 4, 4))
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(load[0.0, 0][name], value, rtol=1e-5, atol=1e-6)
