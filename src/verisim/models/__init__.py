@@ -19,6 +19,7 @@ MODELS = {
     "vpga": "verisim.models.autoencoders.vpga:VPGA",
     "intro_vae": "verisim.models.autoencoders.intro_vae:IntroVAE",
     "soft_intro_vae": "verisim.models.autoencoders.soft_intro_vae:SoftIntroVAE",
+    "vqvae": "verisim.models.autoencoders.vqvae:VQVAE",
     "pixelcnn": "verisim.models.autoregressive.pixelcnn:PixelCNN",
     "gated_pixelcnn": "verisim.models.autoregressive.gated_pixelcnn:GatedPixelCNN",
     "diffusion": "verisim.models.diffusion.denoising:DenoisingDiffusion",

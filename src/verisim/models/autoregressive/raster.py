@@ -23,17 +23,24 @@ class Stepper(Protocol):
         ...
 
     def write(self, row: int, col: int, value: Tensor) -> None:
-        """Tell the value (B,) of that pixel, on the network's own input scale."""
+        """Tell the value of that pixel, (B,) or (B, I), on the network's own input scale."""
         ...
 
 
 class FullForward:
     """The stepper without any memory: the whole network runs once for every pixel."""
 
-    def __init__(self, net: nn.Module, n: int, size: tuple[int, int], label: Tensor | None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        n: int,  # images side by side
+        size: tuple[int, int],  # (H, W)
+        label: Tensor | None,  # (n,) classes
+        inputs: int = 1,  # I, channels of the network's input
+    ) -> None:
         weight = next(net.parameters())
         self.net, self.label = net, label
-        self.canvas = torch.zeros(n, 1, *size, dtype=weight.dtype, device=weight.device)
+        self.canvas = torch.zeros(n, inputs, *size, dtype=weight.dtype, device=weight.device)
 
     def begin_row(self, row: int) -> None:
         """Nothing to prepare."""
@@ -42,7 +49,7 @@ class FullForward:
         return self.net(self.canvas, self.label)[:, :, row, col]
 
     def write(self, row: int, col: int, value: Tensor) -> None:
-        self.canvas[:, 0, row, col] = value
+        self.canvas[:, :, row, col] = value.view(len(value), -1)
 
 
 def uniforms(n: int, size: tuple[int, int], generator: torch.Generator, device: torch.device | str) -> Tensor:
@@ -53,7 +60,7 @@ def uniforms(n: int, size: tuple[int, int], generator: torch.Generator, device: 
 def raster_scan(
     stepper: Stepper,
     draw: Callable[[Tensor, Tensor], Tensor],  # params (B, P), uniforms (B, 2) -> level (B,)
-    to_input: Callable[[Tensor], Tensor],  # level (B,) -> the network's input scale (B,)
+    to_input: Callable[[Tensor], Tensor],  # level (B,) -> the network's input scale, (B,) or (B, I)
     u: Tensor,  # (B, H, W, 2)
     rows: int | None = None,  # stop after so many rows; the rest stays 0
 ) -> Tensor:
