@@ -1,11 +1,18 @@
 """Procedural anatomy with exactly known factors, and the measurement of those factors from pixels."""
 
-from verisim.phantoms import chest, knee, knee_measure, measure
+from verisim.phantoms import brain, brain_measure, chest, knee, knee_measure, measure
 from verisim.phantoms.base import Phantom, PhantomKind
 
 PHANTOMS: dict[str, PhantomKind] = {
     "chest": PhantomKind(make=chest.make, measure=measure.measure, class_names=chest.CLASS_NAMES),
     "knee": PhantomKind(make=knee.make, measure=knee_measure.measure, class_names=knee.CLASS_NAMES),
+    "brain": PhantomKind(
+        make=brain.make,
+        measure=brain_measure.measure,
+        class_names=brain.CLASS_NAMES,
+        spatial_dims=(2, 3),
+        structures=brain.STRUCTURES,
+    ),
 }
 
 __all__ = ["PHANTOMS", "Phantom", "PhantomKind"]

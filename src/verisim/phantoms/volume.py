@@ -1,0 +1,179 @@
+"""Drawing heads in millimetres: coordinates, ellipsoids, label maps, bias field and noise, in 2D and 3D.
+
+Axes as in DICOM: x grows to the patient's left (image right), y to the back (image down), z to the crown;
+arrays are (D, H, W) = (z, y, x). A slice is the same volume in one plane. A head is placed in the image
+by a shift, a turn about z and two shears, x by y and z, then y by x and z. Each shear has determinant 1
+and leaves z alone, so volumes, and areas in every axial plane, stay exactly what they were.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verisim.phantoms.shapes import cover
+
+FIELD = (172.0, 200.0, 160.0)  # mm in z, y, x that must fit into the image
+WARP = 3.0  # mm, greatest displacement by each shear
+WAVES = 2  # per shear
+WARP_COLUMNS = 2 * WAVES * 3  # uniforms per head: amplitude, direction, phase
+
+
+def spacing(size: tuple[int, ...]) -> float:
+    """Millimetres per pixel, the same along all axes, with which FIELD fits into `size`."""
+    return max(f / s for f, s in zip(FIELD[-len(size) :], size))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Head coordinates of the points of a piece, in mm; each (b, D, H, W) or broadcastable to it."""
+
+    x: Tensor
+    y: Tensor
+    z: Tensor
+    voxel: float  # mm
+
+    def part(self, box: tuple[slice, slice, slice]) -> Frame:
+        """The points of a box of indices (z, y, x)."""
+        z = self.z[:, box[0]] if self.z.shape[1] > 1 else self.z
+        return Frame(self.x[(slice(None), *box)], self.y[(slice(None), *box)], z, self.voxel)
+
+
+def frame(f: dict[str, Tensor], size: tuple[int, ...], slice_at: float) -> Frame:
+    """The frame of heads with factors (b,) shift_x, shift_y, shift_z (mm), rotation (degrees), warp (b, K).
+
+    size: (D, H, W), or (H, W) for the plane z = slice_at (mm in the average head, times `scale`).
+    """
+    voxel = spacing(size)
+    axes = [(torch.arange(s) - (s - 1) / 2) * voxel for s in size]
+    g = {k: f[k].view(-1, 1, 1, 1) for k in ("shift_x", "shift_y", "shift_z", "rotation", "scale")}
+    z = axes[0].view(1, -1, 1, 1) - g["shift_z"] if len(size) == 3 else slice_at * g["scale"]
+    u, v = axes[-1].view(1, 1, 1, -1) - g["shift_x"], axes[-2].view(1, 1, -1, 1) - g["shift_y"]
+    angle = g["rotation"] * (math.pi / 180)
+    x = angle.cos() * u + angle.sin() * v
+    y = angle.cos() * v - angle.sin() * u
+    waves = f["warp"].view(len(z), 2, WAVES, 3, 1, 1, 1)
+    x = x + _waves(y, z, waves[:, 0])
+    y = y + _waves(x, z, waves[:, 1])
+    return Frame(x, y, z, voxel)
+
+
+def _waves(t: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """Displacement of at most WARP mm that depends on t and z alone; w (b, WAVES, 3, 1, 1, 1) in [0, 1]."""
+    total: Tensor | float = 0.0
+    for k in range(WAVES):
+        amplitude, direction, phase = w[:, k].unbind(1)
+        length = (150.0, 80.0)[k]  # mm
+        along = t + (2 * direction - 1) * z
+        wave = torch.sin(along * (2 * math.pi / length) + 2 * math.pi * phase)
+        total = total + (WARP / WAVES) * amplitude * wave
+    assert isinstance(total, Tensor)
+    return total
+
+
+@dataclass(frozen=True)
+class Solids:
+    """Ellipsoids of a piece, in head coordinates; an absent one has semi-axes 0."""
+
+    centre: Tensor  # (b, K, 3) mm; x, y, z
+    semi: Tensor  # (b, K, 3) mm
+
+    def volume(self) -> Tensor:
+        """(b, K) mL."""
+        return (4 / 3 * math.pi / 1000) * self.semi.prod(2)
+
+    def area(self, z: Tensor) -> Tensor:
+        """(b, K) cm^2 in the plane z (b,)."""
+        off = (z[:, None] - self.centre[..., 2]) / self.semi[..., 2].clamp(min=1e-6)
+        return (math.pi / 100) * self.semi[..., 0] * self.semi[..., 1] * (1 - off.square()).clamp(min=0.0)
+
+    def boxes(self, f: dict[str, Tensor], size: tuple[int, ...]) -> list[list[tuple[slice, slice, slice]]]:
+        """Index boxes [b][K] (z, y, x) outside of which an ellipsoid covers nothing; wide enough for the warp."""
+        voxel = spacing(size)
+        angle = (f["rotation"] * (math.pi / 180))[:, None]
+        x, y, z = self.centre.unbind(2)
+        a, b, c = self.semi.unbind(2)
+        cos, sin = angle.cos(), angle.sin()
+        turned = [z, sin * x + cos * y, cos * x - sin * y]
+        warped = 2 * WARP
+        reach = [
+            c,
+            sin.abs() * (a + warped) + cos * (b + warped),
+            cos * (a + warped) + sin.abs() * (b + warped),
+        ]
+        shape = size if len(size) == 3 else (1, *size)
+        rows: list[list[list[int]]] = []
+        for centre, half, shift, s in zip(turned, reach, ("shift_z", "shift_y", "shift_x"), shape):
+            at = (centre + f[shift][:, None]) / voxel + (s - 1) / 2
+            half = half / voxel + 1.0
+            low = (at - half).floor().clamp(0, s)
+            high = (at + half).ceil().add(1).clamp(0, s)
+            if s == 1:
+                low, high = torch.zeros_like(low), torch.ones_like(high)
+            rows.append(torch.stack([low, high], 2).long().tolist())
+        return [
+            [
+                (slice(*rows[0][i][k]), slice(*rows[1][i][k]), slice(*rows[2][i][k]))
+                for k in range(self.semi.shape[1])
+            ]
+            for i in range(len(self.semi))
+        ]
+
+
+def ellipsoid(a: Frame, centre: Tensor, semi: Tensor) -> Tensor:
+    """Signed distance (b, D, H, W) in mm to ellipsoids of centre and semi-axes (b, 3), to first order.
+
+    (rho^2 - 1) / |grad rho^2| with rho^2 = sum (x_i / a_i)^2: exact on the surface, and near it.
+    """
+    c, s = centre[:, :, None, None, None], semi[:, :, None, None, None].clamp(min=1e-3)
+    x, y, z = ((t - c[:, i]) / s[:, i] for i, t in enumerate((a.x, a.y, a.z)))
+    square = x.square() + y.square() + z.square()
+    slope = (x / s[:, 0]).square() + (y / s[:, 1]).square() + (z / s[:, 2]).square()
+    return (square - 1) / (2 * slope.sqrt() + 1e-6)
+
+
+class Canvas:
+    """Grey values of several contrasts and one label map, painted tissue by tissue."""
+
+    def __init__(self, b: int, channels: int, shape: tuple[int, int, int], background: Tensor) -> None:
+        """background: (channels,) grey values of what is outside of everything."""
+        self.values = background.view(1, -1, 1, 1, 1).repeat(b, 1, *shape)  # (b, C, D, H, W)
+        self.labels = torch.zeros(b, *shape, dtype=torch.uint8)
+
+    def paint(
+        self,
+        distance: Tensor,
+        voxel: float,
+        grey: Tensor,
+        code: int,
+        box: tuple[slice, slice, slice] = (slice(None), slice(None), slice(None)),
+    ) -> None:
+        """Put a tissue of grey values (C,) and this code where the signed distance (b, *box) is negative."""
+        where = (slice(None), slice(None), *box)
+        part = self.values[where]
+        part += (grey.view(1, -1, 1, 1, 1) - part) * cover(distance, voxel)[:, None]
+        self.labels[(slice(None), *box)].masked_fill_(distance < 0, code)
+
+
+def bias_field(weights: Tensor, amplitude: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(b, 1, D, H, W) factor in [1 - amplitude, 1 + amplitude]: a random linear and quadratic trend.
+
+    weights (b, 6) in [-1, 1], amplitude (b,).
+    """
+    w = (weights / weights.abs().sum(1, keepdim=True).clamp(min=1e-6)).view(-1, 6, 1, 1, 1)
+    total: Tensor | float = 0.0
+    for i, s in enumerate(shape):
+        t = (torch.linspace(-1, 1, s) if s > 1 else torch.zeros(1)).view(
+            [-1 if j == i else 1 for j in range(3)]
+        )
+        total = total + w[:, i] * t + w[:, 3 + i] * (2 * t.square() - 1)
+    return (1 + amplitude.view(-1, 1, 1, 1) * total)[:, None]
+
+
+def rician(values: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """Magnitude of values (any shape) with complex Gaussian noise: sqrt((v + sigma n1)^2 + (sigma n2)^2)."""
+    noise = torch.randn(2, *values.shape, generator=generator) * sigma
+    return (values + noise[0]).square_().add_(noise[1].square_()).sqrt_()
