@@ -93,7 +93,7 @@ def test_lesion_areas_are_exact():
     assert not exact["area_oedema"][f["diagnosis"] < 2].any()
 
 
-def surface(solids, k, points=300):
+def surface(solids, k, points=120):
     """(N, points, 3) points on ellipsoid k."""
     d = torch.randn(points, 3, generator=torch.Generator().manual_seed(0))
     d = d / d.norm(dim=1, keepdim=True)
@@ -289,7 +289,7 @@ def test_distance_to_an_ellipsoid():
 @pytest.mark.parametrize(("size", "error"), [((32, 32, 32), 0.06), ((48, 64, 48), 0.03)])
 def test_measured_volumes(size, error):
     """Volumes in mL from pixels alone, bias field and noise included: correlation 0.99, ventricles to 6 or 3 %."""
-    p = make(32, 7, size, lesions="none")
+    p = make(20, 7, size, lesions="none")
     m, f = measure(p.images), p.factors
     assert correlation(m["volume_ventricles"], f["volume_ventricles"]) > 0.99
     assert float((m["volume_ventricles"] / f["volume_ventricles"] - 1).abs().mean()) < error

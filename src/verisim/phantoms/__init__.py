@@ -1,6 +1,15 @@
 """Procedural anatomy with exactly known factors, and the measurement of those factors from pixels."""
 
-from verisim.phantoms import brain, brain_measure, chest, knee, knee_measure, measure
+from verisim.phantoms import (
+    brain,
+    brain_measure,
+    chest,
+    head_ct,
+    head_ct_measure,
+    knee,
+    knee_measure,
+    measure,
+)
 from verisim.phantoms.base import Phantom, PhantomKind
 
 PHANTOMS: dict[str, PhantomKind] = {
@@ -12,6 +21,13 @@ PHANTOMS: dict[str, PhantomKind] = {
         class_names=brain.CLASS_NAMES,
         spatial_dims=(2, 3),
         structures=brain.STRUCTURES,
+    ),
+    "head_ct": PhantomKind(
+        make=head_ct.make,
+        measure=head_ct_measure.measure,
+        class_names=head_ct.CLASS_NAMES,
+        spatial_dims=(2, 3),
+        structures=head_ct.STRUCTURES,
     ),
 }
 

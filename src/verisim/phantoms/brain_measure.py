@@ -52,7 +52,7 @@ def _measure(x: Tensor, unit: float) -> dict[str, Tensor]:
     fluid, grey = levels["csf"] / levels["white"], levels["grey"] / levels["white"]
     head = _share(v, 0.0, fluid)
     brain = _share(v, fluid, grey)
-    dark = _share(-v, -1.0, -fluid) * _box(head)
+    dark = _share(-v, -1.0, -fluid) * central_box(head, BOX)
     axis = torch.arange(x.shape[-1], dtype=x.dtype)
     weight = head.flatten(1, -2).sum(1)  # (B, W)
     middle = (weight * axis).sum(1) / weight.sum(1).clamp(min=1e-6)
@@ -72,8 +72,11 @@ def _share(v: Tensor, low: float, high: float) -> Tensor:
     return (2 * (v - low) / (high - low) - 0.5).clamp(0.0, 1.0)
 
 
-def _box(head: Tensor) -> Tensor:
-    """1 where ventricles can lie; from the centre and the half widths of the head (B, *S)."""
+Box = tuple[float, float, tuple[float, float]]
+
+
+def central_box(head: Tensor, limits: Box) -> Tensor:
+    """1 within a box (x, y: +-; z: from, to, in half widths of the head) around the head (B, *S), else 0."""
     dims = head.ndim - 1
     mask = torch.ones_like(head)
     total = head.flatten(1).sum(1).clamp(min=1e-6)
@@ -84,7 +87,7 @@ def _box(head: Tensor) -> Tensor:
         spread = (weight * (axis - centre[:, None]).square()).sum(1) / total
         half = ((dims + 2) * spread).sqrt().clamp(min=1e-3)  # of an ellipsoid with this variance
         off = (axis - centre[:, None]) / half[:, None]
-        limit = BOX[dims - 1 - i]
+        limit = limits[dims - 1 - i]
         low, high = limit if isinstance(limit, tuple) else (-limit, limit)
         mask = mask * ((off > low) & (off < high)).view(
             len(head), *[-1 if j == i else 1 for j in range(dims)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from verisim.phantoms import brain
 from verisim.phantoms.mr_contrast import brightness
 from verisim.phantoms.shapes import BUDGET
-from verisim.phantoms.volume import Canvas, Frame, Solids, bias_field, ellipsoid, frame, rician
+from verisim.phantoms.volume import Canvas, Frame, Solids, bias_field, folded, frame, paint_solids, rician
 from verisim.seeding import generator
 
 TISSUE_OF = {
@@ -19,7 +19,6 @@ TISSUE_OF = {
     "brainstem": "white", "ms_lesion": "ms", "oedema": "oedema", "enhancing_tumour": "enhancing",
     "tumour_core": "core",
 }  # fmt: skip
-GYRI = (9, 14)  # waves around the head, whole numbers so that their mean over the angle is 0
 
 
 def render(
@@ -62,45 +61,21 @@ def draw(
     canvas = Canvas(len(f["scale"]), len(contrasts), (shape[0], shape[1], shape[2]), grey["background"])
     for name, distance in shells(f, a):
         canvas.paint(distance, a.voxel, grey[name], brain.STRUCTURES.index(name))
-    boxes = solids.boxes(f, size)
-    present = (solids.semi.amin(2) > 0).any(0).tolist()
-    for k, name in enumerate(brain.SOLID_NAMES):
-        if not present[k]:
-            continue
-        box = union([b[k] for b in boxes])
-        distance = ellipsoid(a.part(box), solids.centre[:, k], solids.semi[:, k])
-        distance = distance + 1e3 * (solids.semi[:, k].amin(1) <= 0).view(-1, 1, 1, 1)
-        base = name.removesuffix("_right").removesuffix("_left")
-        canvas.paint(distance, a.voxel, grey[base], brain.STRUCTURES.index(name), box)
+    names = [n.removesuffix("_right").removesuffix("_left") for n in brain.SOLID_NAMES]
+    codes = [brain.STRUCTURES.index(n) for n in brain.SOLID_NAMES]
+    paint_solids(canvas, a, f, solids, size, [(grey[n], code) for n, code in zip(names, codes)])
     return canvas
 
 
-def union(boxes: list[tuple[slice, slice, slice]]) -> tuple[slice, slice, slice]:
-    """The smallest box that holds all."""
-    if len(boxes) == 1:
-        return boxes[0]
-    sides = [slice(min(b[i].start for b in boxes), max(b[i].stop for b in boxes)) for i in range(3)]
-    return sides[0], sides[1], sides[2]
-
-
 def shells(f: dict[str, Tensor], a: Frame) -> list[tuple[str, Tensor]]:
-    """Signed distances (b, D, H, W) in mm of what lies in the skull, in the cortex, in the white matter.
-
-    A point's radius R is sqrt(Q / (1 + g) + zeta^2), Q = (x/a)^2 + (y/b)^2, zeta = z/c; g, the gyri, has mean
-    0 over the angle at every height, so that the section {R < r} has area pi a b (r^2 - zeta^2).
-    """
+    """Signed distances (b, D, H, W) in mm of what lies in the skull, in the cortex, in the white matter."""
     g = {k: f[k].view(-1, 1, 1, 1) for k in ("scale", "white_radius", "cortex_thickness")}
     u, v, w = (t / (length * g["scale"]) for t, length in zip((a.x, a.y, a.z), brain.AXES))
-    square, height = u.square() + v.square(), w.square()
-    angle = torch.atan2(v, u)
-    p = f["fold"].view(-1, 4, 1, 1, 1) * (2 * math.pi)
-    folds = 0.5 * torch.cos(GYRI[0] * angle + p[:, 0] + 5 * torch.cos(3 * w + p[:, 2]))
-    folds += 0.5 * torch.cos(GYRI[1] * angle + p[:, 1] + 5 * torch.cos(4 * w + p[:, 3]))
-    radius = (square / (1 + brain.FOLDING * folds) + height).sqrt_()
+    radius = folded(u, v, w, f["fold"], brain.FOLDING)
     length = g["scale"] * sum(brain.AXES) / 3  # mm per unit of R
     below = -w / brain.BASE
     c = g["scale"] * (brain.AXES[2] * brain.BASE)
-    outside = (square + height).sqrt_().sub_(brain.SKULL).mul_(length)
+    outside = (u.square() + v.square() + w.square()).sqrt_().sub_(brain.SKULL).mul_(length)
 
     def cerebrum(r: Tensor) -> Tensor:
         return torch.maximum((radius - r) * length, (below - r) * c)

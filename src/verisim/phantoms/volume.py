@@ -105,22 +105,16 @@ class Solids:
             cos * (a + warped) + sin.abs() * (b + warped),
         ]
         shape = size if len(size) == 3 else (1, *size)
-        rows: list[list[list[int]]] = []
+        sides: list[list[list[slice]]] = []
         for centre, half, shift, s in zip(turned, reach, ("shift_z", "shift_y", "shift_x"), shape):
             at = (centre + f[shift][:, None]) / voxel + (s - 1) / 2
             half = half / voxel + 1.0
-            low = (at - half).floor().clamp(0, s)
-            high = (at + half).ceil().add(1).clamp(0, s)
-            if s == 1:
-                low, high = torch.zeros_like(low), torch.ones_like(high)
-            rows.append(torch.stack([low, high], 2).long().tolist())
-        return [
-            [
-                (slice(*rows[0][i][k]), slice(*rows[1][i][k]), slice(*rows[2][i][k]))
-                for k in range(self.semi.shape[1])
-            ]
-            for i in range(len(self.semi))
-        ]
+            low = (at - half).floor().clamp(0, s).long().tolist()
+            high = (at + half).ceil().add(1).clamp(0, s).long().tolist()
+            sides.append(
+                [[slice(i, j) if s > 1 else slice(0, 1) for i, j in zip(p, q)] for p, q in zip(low, high)]
+            )
+        return [list(zip(*head)) for head in zip(*sides)]
 
 
 def ellipsoid(a: Frame, centre: Tensor, semi: Tensor) -> Tensor:
@@ -133,6 +127,30 @@ def ellipsoid(a: Frame, centre: Tensor, semi: Tensor) -> Tensor:
     square = x.square() + y.square() + z.square()
     slope = (x / s[:, 0]).square() + (y / s[:, 1]).square() + (z / s[:, 2]).square()
     return (square - 1) / (2 * slope.sqrt() + 1e-6)
+
+
+GYRI = (9, 14)  # waves around the head, whole numbers so that their mean over the angle is 0
+
+
+def folded(x: Tensor, y: Tensor, z: Tensor, phases: Tensor, depth: float) -> Tensor:
+    """Radius R = sqrt(Q / (1 + g) + z^2), Q = x^2 + y^2, of points of a unit head; x, y, z as in a Frame.
+
+    g, the gyri, lies in [-depth, depth] and has mean 0 over the angle at every height, so that the section
+    {R < r} at z has the area pi (r^2 - z^2), and {R < r} the volume of a ball. phases: (b, 4) in [0, 1].
+    """
+    p = phases.view(-1, 4, 1, 1, 1) * (2 * math.pi)
+    angle = torch.atan2(y, x)
+    g = torch.cos(GYRI[0] * angle + p[:, 0] + 5 * torch.cos(3 * z + p[:, 2]))
+    g += torch.cos(GYRI[1] * angle + p[:, 1] + 5 * torch.cos(4 * z + p[:, 3]))
+    return ((x.square() + y.square()) / (1 + 0.5 * depth * g) + z.square()).sqrt_()
+
+
+def union(boxes: list[tuple[slice, slice, slice]]) -> tuple[slice, slice, slice]:
+    """The smallest box that holds all."""
+    if len(boxes) == 1:
+        return boxes[0]
+    sides = [slice(min(b[i].start for b in boxes), max(b[i].stop for b in boxes)) for i in range(3)]
+    return sides[0], sides[1], sides[2]
 
 
 class Canvas:
@@ -152,10 +170,38 @@ class Canvas:
         box: tuple[slice, slice, slice] = (slice(None), slice(None), slice(None)),
     ) -> None:
         """Put a tissue of grey values (C,) and this code where the signed distance (b, *box) is negative."""
-        where = (slice(None), slice(None), *box)
-        part = self.values[where]
-        part += (grey.view(1, -1, 1, 1, 1) - part) * cover(distance, voxel)[:, None]
+        self.paint_grey(distance, voxel, grey, box)
         self.labels[(slice(None), *box)].masked_fill_(distance < 0, code)
+
+    def paint_grey(
+        self,
+        distance: Tensor,
+        voxel: float,
+        grey: Tensor,
+        box: tuple[slice, slice, slice] = (slice(None), slice(None), slice(None)),
+    ) -> None:
+        """The same without a code: the tissue belongs to the structure that is there."""
+        part = self.values[(slice(None), slice(None), *box)]
+        part += (grey.view(1, -1, 1, 1, 1) - part) * cover(distance, voxel)[:, None]
+
+
+def paint_solids(
+    canvas: Canvas,
+    a: Frame,
+    f: dict[str, Tensor],
+    solids: Solids,
+    size: tuple[int, ...],
+    tissues: list[tuple[Tensor, int]],
+) -> None:
+    """Paint K ellipsoids in turn, each with its grey values (C,) and code, within their boxes; skip absent ones."""
+    boxes = solids.boxes(f, size)
+    absent = solids.semi.amin(2) <= 0  # (b, K)
+    for k, (grey, code) in enumerate(tissues):
+        if absent[:, k].all():
+            continue
+        box = union([b[k] for b in boxes])
+        distance = ellipsoid(a.part(box), solids.centre[:, k], solids.semi[:, k])
+        canvas.paint(distance + 1e3 * absent[:, k].view(-1, 1, 1, 1), a.voxel, grey, code, box)
 
 
 def bias_field(weights: Tensor, amplitude: Tensor, shape: tuple[int, ...]) -> Tensor:
