@@ -4,6 +4,8 @@ from verisim.phantoms import (
     brain,
     brain_measure,
     chest,
+    growing_brain,
+    growing_brain_measure,
     head_ct,
     head_ct_measure,
     knee,
@@ -28,6 +30,13 @@ PHANTOMS: dict[str, PhantomKind] = {
         class_names=head_ct.CLASS_NAMES,
         spatial_dims=(2, 3),
         structures=head_ct.STRUCTURES,
+    ),
+    "growing_brain": PhantomKind(
+        make=growing_brain.make,
+        measure=growing_brain_measure.measure,
+        class_names=growing_brain.CLASS_NAMES,
+        spatial_dims=(2, 3),
+        structures=growing_brain.STRUCTURES,
     ),
 }
 

@@ -42,12 +42,13 @@ class Frame:
         return Frame(self.x[(slice(None), *box)], self.y[(slice(None), *box)], z, self.voxel)
 
 
-def frame(f: dict[str, Tensor], size: tuple[int, ...], slice_at: float) -> Frame:
+def frame(f: dict[str, Tensor], size: tuple[int, ...], slice_at: float, voxel: float | None = None) -> Frame:
     """The frame of heads with factors (b,) shift_x, shift_y, shift_z (mm), rotation (degrees), warp (b, K).
 
-    size: (D, H, W), or (H, W) for the plane z = slice_at (mm in the average head, times `scale`).
+    size: (D, H, W), or (H, W) for the plane z = slice_at (mm in the average head, times `scale`);
+    voxel: mm per pixel, by default such that FIELD fits in.
     """
-    voxel = spacing(size)
+    voxel = voxel or spacing(size)
     axes = [(torch.arange(s) - (s - 1) / 2) * voxel for s in size]
     g = {k: f[k].view(-1, 1, 1, 1) for k in ("shift_x", "shift_y", "shift_z", "rotation", "scale")}
     z = axes[0].view(1, -1, 1, 1) - g["shift_z"] if len(size) == 3 else slice_at * g["scale"]
@@ -90,9 +91,10 @@ class Solids:
         off = (z[:, None] - self.centre[..., 2]) / self.semi[..., 2].clamp(min=1e-6)
         return (math.pi / 100) * self.semi[..., 0] * self.semi[..., 1] * (1 - off.square()).clamp(min=0.0)
 
-    def boxes(self, f: dict[str, Tensor], size: tuple[int, ...]) -> list[list[tuple[slice, slice, slice]]]:
+    def boxes(
+        self, f: dict[str, Tensor], size: tuple[int, ...], voxel: float
+    ) -> list[list[tuple[slice, slice, slice]]]:
         """Index boxes [b][K] (z, y, x) outside of which an ellipsoid covers nothing; wide enough for the warp."""
-        voxel = spacing(size)
         angle = (f["rotation"] * (math.pi / 180))[:, None]
         x, y, z = self.centre.unbind(2)
         a, b, c = self.semi.unbind(2)
@@ -132,7 +134,7 @@ def ellipsoid(a: Frame, centre: Tensor, semi: Tensor) -> Tensor:
 GYRI = (9, 14)  # waves around the head, whole numbers so that their mean over the angle is 0
 
 
-def folded(x: Tensor, y: Tensor, z: Tensor, phases: Tensor, depth: float) -> Tensor:
+def folded(x: Tensor, y: Tensor, z: Tensor, phases: Tensor, depth: float | Tensor) -> Tensor:
     """Radius R = sqrt(Q / (1 + g) + z^2), Q = x^2 + y^2, of points of a unit head; x, y, z as in a Frame.
 
     g, the gyri, lies in [-depth, depth] and has mean 0 over the angle at every height, so that the section
@@ -169,7 +171,10 @@ class Canvas:
         code: int,
         box: tuple[slice, slice, slice] = (slice(None), slice(None), slice(None)),
     ) -> None:
-        """Put a tissue of grey values (C,) and this code where the signed distance (b, *box) is negative."""
+        """Put a tissue and its code where the signed distance (b, *box) is negative.
+
+        grey: (C,) the same for all images, or (b, C, 1, 1, 1).
+        """
         self.paint_grey(distance, voxel, grey, box)
         self.labels[(slice(None), *box)].masked_fill_(distance < 0, code)
 
@@ -182,7 +187,8 @@ class Canvas:
     ) -> None:
         """The same without a code: the tissue belongs to the structure that is there."""
         part = self.values[(slice(None), slice(None), *box)]
-        part += (grey.view(1, -1, 1, 1, 1) - part) * cover(distance, voxel)[:, None]
+        level = grey if grey.ndim == 5 else grey.view(1, -1, 1, 1, 1)
+        part += (level - part) * cover(distance, voxel)[:, None]
 
 
 def paint_solids(
@@ -194,7 +200,7 @@ def paint_solids(
     tissues: list[tuple[Tensor, int]],
 ) -> None:
     """Paint K ellipsoids in turn, each with its grey values (C,) and code, within their boxes; skip absent ones."""
-    boxes = solids.boxes(f, size)
+    boxes = solids.boxes(f, size, a.voxel)
     absent = solids.semi.amin(2) <= 0  # (b, K)
     for k, (grey, code) in enumerate(tissues):
         if absent[:, k].all():
