@@ -21,6 +21,7 @@ from verisim.errors import VerisimError, pick
 from verisim.phantoms.base import Phantom, full_size
 from verisim.phantoms.brain_render import render
 from verisim.phantoms.mr_contrast import SEQUENCES
+from verisim.phantoms.shapes import keep_freed_memory
 from verisim.phantoms.volume import WARP_COLUMNS, Solids, spacing
 from verisim.seeding import generator
 
@@ -121,6 +122,7 @@ def make(
         sizes = measures(drawn, solids, slice_at if len(full) == 2 else None)
         return {k: v[: stop - start] for k, v in {**drawn, **sizes}.items() if v.ndim == 1}
 
+    keep_freed_memory()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # blocks are independent
         parts = list(pool.map(fill, range(0, n, BLOCK)))
     kept = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}

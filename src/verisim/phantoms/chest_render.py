@@ -32,6 +32,13 @@ class Frame:
     dome: Tensor  # height below the diaphragm, > 0 in the abdomen
     edge: float  # width of the softest edge that the grid can hold
 
+    def only(self, index: Tensor) -> Frame:
+        """Some images of it."""
+        x, ax, y, side, wall, dome = (
+            t[index] for t in (self.x, self.ax, self.y, self.side, self.wall, self.dome)
+        )
+        return Frame(x, ax, y, side, wall, dome, self.edge)
+
     def rows(self, part: slice) -> Frame:
         """Some rows of it, for shapes that lie nowhere else."""
         x, ax, y, side = (t[:, part] for t in (self.x, self.ax, self.y, self.side))
@@ -191,28 +198,50 @@ def _stomach(f: dict[str, Tensor], a: Frame) -> Tensor:
 
 
 def _findings(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
-    """Add the findings that are present; a piece without any costs nothing."""
-    if f["effusion"].any():  # fluid fills the angle; its meniscus rises towards the chest wall
-        level = f["effusion_size"] * (f["diaphragm_y"] - f["apex_y"])
-        depth = a.dome + f["dome_height"] * 0.3 + level * (a.ax / f["lung_half_width"]).square()
-        fluid = (depth / (0.6 * level + 1e-3)).clamp_(0.0, 1.0) * cover(a.wall, a.edge)
-        fluid *= f["effusion"] * (a.side == f["effusion_side"])
-        image = image + (f["abdomen_level"] - 0.05 - image).clamp_(min=0.0) * fluid
-    if f["nodule"].any():
-        d = ((a.x - f["nodule_u"]).square() + (a.y - f["nodule_v"]).square()).sqrt_()
-        image = image + 0.28 * f["nodule"] * cover(d - 2 * f["nodule_radius"], max(0.04, a.edge))
-    if f["opacity"].any():
-        dx, dy = a.x - f["opacity_u"], a.y - f["opacity_v"]
-        d2 = (dx.square() + (0.8 * dy).square()) / (2 * f["opacity_radius"] + 1e-3).square()
-        mottle = 1 + 0.3 * torch.sin(23 * dx + 9 * dy) * torch.sin(19 * dy - 7 * dx)
-        patch = torch.exp(-1.5 * d2.square()) * mottle * cover(a.wall, a.edge)
-        image = image + f["opacity_level"] * f["opacity"] * patch
-    if f["device"].any():  # a central line from the right side of the neck down to its tip
-        t = ((a.y + 1.0) / (f["device_v"] + 1.0)).clamp_(0.0, 1.0)
-        path = -0.30 + (f["device_u"] + 0.30) * t - 0.12 * t * (1 - t)
-        d = torch.maximum((a.x - path).abs_() - 0.010, a.y - f["device_v"])
-        image = image + 0.30 * f["device"] * cover(d, a.edge)
+    """Add the findings, each to the images of the piece that have it."""
+    for name, add in (
+        ("effusion", _effusion),
+        ("nodule", _nodule),
+        ("opacity", _opacity),
+        ("device", _device),
+    ):
+        here = f[name].flatten().nonzero().flatten()  # (m,) images with this finding
+        if len(here):
+            image[here] = add({k: v[here] for k, v in f.items()}, a.only(here), image[here])
     return image
+
+
+def _effusion(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
+    """Fluid fills the angle; its meniscus rises towards the chest wall."""
+    level = f["effusion_size"] * (f["diaphragm_y"] - f["apex_y"])
+    depth = a.dome + f["dome_height"] * 0.3 + level * (a.ax / f["lung_half_width"]).square()
+    fluid = (depth / (0.6 * level + 1e-3)).clamp_(0.0, 1.0) * cover(a.wall, a.edge)
+    fluid *= a.side == f["effusion_side"]
+    return image + (f["abdomen_level"] - 0.05 - image).clamp_(min=0.0) * fluid
+
+
+def _nodule(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
+    d = ((a.x - f["nodule_u"]).square() + (a.y - f["nodule_v"]).square()).sqrt_()
+    return image + 0.28 * cover(d - 2 * f["nodule_radius"], max(0.04, a.edge))
+
+
+def _opacity(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
+    """A mottled patch within the chest wall."""
+    dx, dy = a.x - f["opacity_u"], a.y - f["opacity_v"]
+    d2 = (dx.square() + (0.8 * dy).square()) / (2 * f["opacity_radius"] + 1e-3).square()
+    mottle = 1 + 0.3 * torch.sin(23 * dx + 9 * dy) * torch.sin(19 * dy - 7 * dx)
+    far = (-1.5 * d2.square()).clamp_(
+        min=-60.0
+    )  # exp(-60) adds nothing, and is not slow as smaller numbers are
+    return image + f["opacity_level"] * (torch.exp(far) * mottle * cover(a.wall, a.edge))
+
+
+def _device(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
+    """A central line from the right side of the neck down to its tip."""
+    t = ((a.y + 1.0) / (f["device_v"] + 1.0)).clamp_(0.0, 1.0)
+    path = -0.30 + (f["device_u"] + 0.30) * t - 0.12 * t * (1 - t)
+    d = torch.maximum((a.x - path).abs_() - 0.010, a.y - f["device_v"])
+    return image + 0.30 * cover(d, a.edge)
 
 
 def _marker(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Tensor:

@@ -21,6 +21,7 @@ from verisim.data.spec import Images, ImageSpec
 from verisim.errors import VerisimError
 from verisim.phantoms.base import Phantom, full_size
 from verisim.phantoms.growing_brain_render import render
+from verisim.phantoms.shapes import keep_freed_memory
 from verisim.phantoms.volume import WARP_COLUMNS, Solids
 from verisim.seeding import generator
 
@@ -114,6 +115,7 @@ def scan(subjects: Tensor, ages: Tensor, seed: int = 0, size: int | tuple[int, .
         some = {k: v[part] for k, v in f.items()}
         render(some, full, spacing(full), seed, pixels[part], codes[part])
 
+    keep_freed_memory()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # scans are independent
         list(pool.map(fill, range(0, len(ages), BLOCK)))
     spec = ImageSpec(full, spacing=(spacing(full),) * len(full), modality="phantom-MR")

@@ -19,6 +19,7 @@ from verisim.data.spec import Images, ImageSpec
 from verisim.errors import VerisimError, pick
 from verisim.phantoms.base import Phantom, full_size
 from verisim.phantoms.knee_render import render
+from verisim.phantoms.shapes import keep_freed_memory
 from verisim.seeding import generator
 
 CLASS_NAMES = ("KL 0", "KL 1", "KL 2", "KL 3", "KL 4")
@@ -85,6 +86,7 @@ def make(
             pixels[start : start + take, 0] = image[:take]
             start += take
 
+    keep_freed_memory()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # blocks are independent
         list(pool.map(fill, range(0, n, BLOCK)))
     labels = factors["grade"].long()
