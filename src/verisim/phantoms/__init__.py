@@ -1,10 +1,43 @@
 """Procedural anatomy with exactly known factors, and the measurement of those factors from pixels."""
 
-from verisim.phantoms import chest, measure
+from verisim.phantoms import (
+    brain,
+    brain_measure,
+    chest,
+    growing_brain,
+    growing_brain_measure,
+    head_ct,
+    head_ct_measure,
+    knee,
+    knee_measure,
+    measure,
+)
 from verisim.phantoms.base import Phantom, PhantomKind
 
 PHANTOMS: dict[str, PhantomKind] = {
     "chest": PhantomKind(make=chest.make, measure=measure.measure, class_names=chest.CLASS_NAMES),
+    "knee": PhantomKind(make=knee.make, measure=knee_measure.measure, class_names=knee.CLASS_NAMES),
+    "brain": PhantomKind(
+        make=brain.make,
+        measure=brain_measure.measure,
+        class_names=brain.CLASS_NAMES,
+        spatial_dims=(2, 3),
+        structures=brain.STRUCTURES,
+    ),
+    "head_ct": PhantomKind(
+        make=head_ct.make,
+        measure=head_ct_measure.measure,
+        class_names=head_ct.CLASS_NAMES,
+        spatial_dims=(2, 3),
+        structures=head_ct.STRUCTURES,
+    ),
+    "growing_brain": PhantomKind(
+        make=growing_brain.make,
+        measure=growing_brain_measure.measure,
+        class_names=growing_brain.CLASS_NAMES,
+        spatial_dims=(2, 3),
+        structures=growing_brain.STRUCTURES,
+    ),
 }
 
 __all__ = ["PHANTOMS", "Phantom", "PhantomKind"]

@@ -19,6 +19,7 @@ from verisim.data.spec import Images, ImageSpec
 from verisim.errors import VerisimError
 from verisim.phantoms.base import Phantom
 from verisim.phantoms.chest_render import render
+from verisim.phantoms.shapes import keep_freed_memory
 from verisim.seeding import generator
 
 CLASS_NAMES = ("no finding", "finding")
@@ -110,6 +111,7 @@ def make(
             pixels[start : start + take, 0] = image[:take]
             start += take
 
+    keep_freed_memory()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # blocks are independent
         list(pool.map(fill, range(0, n, BLOCK)))
     spec = ImageSpec((size, size), modality="phantom-chest")

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BUDGET = 1 << 15  # points per piece: tensors of 128 KiB stay in cache and off the system allocator
+from verisim.phantoms.shapes import BUDGET, cover, ellipse
+
 FULL = 128  # from this size on, one point per pixel is enough: every edge is a ramp of one pixel or more
 WIDEST_Y = 0.20  # from here down the chest wall is straight: the width there is the inner chest width
 
@@ -30,6 +31,13 @@ class Frame:
     wall: Tensor  # signed distance to the inner chest wall, < 0 inside
     dome: Tensor  # height below the diaphragm, > 0 in the abdomen
     edge: float  # width of the softest edge that the grid can hold
+
+    def only(self, index: Tensor) -> Frame:
+        """Some images of it."""
+        x, ax, y, side, wall, dome = (
+            t[index] for t in (self.x, self.ax, self.y, self.side, self.wall, self.dome)
+        )
+        return Frame(x, ax, y, side, wall, dome, self.edge)
 
     def rows(self, part: slice) -> Frame:
         """Some rows of it, for shapes that lie nowhere else."""
@@ -66,9 +74,9 @@ def _draw(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Tensor
     """(b, S, S) brightness at one point of each pixel; f holds (b, 1, 1) factors."""
     a = _frame(f, size, off_x, off_y)
     wide = 2 * a.edge
-    heart = _cover(_heart(f, a), wide)
-    central = _cover(_central(f, a), wide)
-    lung = _cover(torch.maximum(a.wall, a.dome), a.edge) * (1 - heart) * (1 - central)  # aerated lung
+    heart = cover(_heart(f, a), wide)
+    central = cover(_central(f, a), wide)
+    lung = cover(torch.maximum(a.wall, a.dome), a.edge) * (1 - heart) * (1 - central)  # aerated lung
     flank = (a.wall * 8).clamp_(0.0, 0.5)  # outside the ribs the abdomen begins gradually
     below = F.hardsigmoid(a.dome * 6 / (wide + flank))  # abdomen
     trunk = _trunk(f, a)
@@ -77,7 +85,7 @@ def _draw(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Tensor
     image += 0.10 * torch.maximum(heart, central) * (1 - below)
     image += (f["lung_level"] - image) * lung
     image += lung * _vessels(f, a)
-    image += _cover(a.wall, a.edge) * (0.2 + 0.8 * lung) * (1 - 0.7 * below) * _ribs(f, a)
+    image += cover(a.wall, a.edge) * (0.2 + 0.8 * lung) * (1 - 0.7 * below) * _ribs(f, a)
     upper, lower = slice(0, size // 2), slice(size // 2, size)
     image += _spine(a)
     image[:, upper] += trunk[:, upper] * _clavicles(f, a.rows(upper)) - _trachea(a.rows(upper))
@@ -97,29 +105,18 @@ def _frame(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Frame
     w = f["lung_half_width"] * (1 + f["lung_asymmetry"] * side)  # inner chest half width of this side
     middle = 0.33 * w  # the apex of the lung is above this x
     up = (WIDEST_Y - y).clamp_(min=0.0)
-    wall = _ellipse(ax - middle, up, w - middle, WIDEST_Y - f["apex_y"])
+    wall = ellipse(ax - middle, up, w - middle, WIDEST_Y - f["apex_y"])
     drop = f["left_dome_drop"] * (0.5 + 4 * x).clamp_(0.0, 1.0)
     out = torch.minimum(ax, w).sub_(0.28).mul_(1 / 0.42)  # the dome ends at the chest wall
     dome = y - (f["diaphragm_y"] + drop) - f["dome_height"] * out.square_()
     return Frame(x, ax, y, side, wall, dome, max(2.0 / size, 0.02))
 
 
-def _cover(distance: Tensor, edge: float) -> Tensor:
-    """Signed distance -> share covered, 1 inside, falling linearly over an edge of that width."""
-    return F.hardsigmoid(distance * (-6 / edge))  # hardsigmoid(x) = clamp(x / 6 + 1 / 2, 0, 1)
-
-
-def _ellipse(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """First-order signed distance to the ellipse (x/a)^2 + (y/b)^2 = 1."""
-    radius = (x / a).square_().add_((y / b).square_()).sqrt_()
-    return radius.sub_(1.0).mul_((a + b) * 0.5)
-
-
 def _trunk(f: dict[str, Tensor], a: Frame) -> Tensor:
     """Cover of soft tissue on air: side walls that flare into the arms, shoulders and neck."""
     side = a.ax - f["lung_half_width"] - f["habitus"] - 0.7 * (-0.10 - a.y).clamp_(min=0.0)
     shoulder = (f["shoulder_y"] + 0.36 * a.ax.square()).sub_(a.y)
-    return _cover(torch.maximum(side, torch.minimum(shoulder, a.ax - 0.24)), 4 * a.edge)
+    return cover(torch.maximum(side, torch.minimum(shoulder, a.ax - 0.24)), 4 * a.edge)
 
 
 def _heart(f: dict[str, Tensor], a: Frame) -> Tensor:
@@ -128,7 +125,7 @@ def _heart(f: dict[str, Tensor], a: Frame) -> Tensor:
     dx, dy = a.x - f["heart_u"], a.y - f["heart_v"]
     along = tilt.cos() * dx + tilt.sin() * dy
     across = tilt.cos() * dy - tilt.sin() * dx
-    return _ellipse(along, across, f["heart_long"], f["heart_long"] * f["heart_roundness"])
+    return ellipse(along, across, f["heart_long"], f["heart_long"] * f["heart_roundness"])
 
 
 def _central(f: dict[str, Tensor], a: Frame) -> Tensor:
@@ -150,10 +147,10 @@ def _ribs(f: dict[str, Tensor], a: Frame) -> Tensor:
     arc = f["rib_slope"] * a.ax + 0.9 * (a.ax - 0.30).square_()  # a large circle, to second order
     row = ((a.y - arc) - f["apex_y"]) / gap + f["rib_phase"]
     off = (row - row.round()).abs_()  # distance to the nearest rib, in gaps
-    posterior = (1.4 - off / 0.18).clamp_(0.0, 1.0) * _cover(0.10 - a.ax, 0.05)
+    posterior = (1.4 - off / 0.18).clamp_(0.0, 1.0) * cover(0.10 - a.ax, 0.05)
     row = ((a.y + 0.75 * a.ax) - f["apex_y"]) / (1.25 * gap) + f["rib_phase"]
     off = (row - row.round()).abs_()
-    anterior = (1.2 - off / 0.24).clamp_(0.0, 1.0) * _cover(0.30 - a.ax, 0.30)
+    anterior = (1.2 - off / 0.24).clamp_(0.0, 1.0) * cover(0.30 - a.ax, 0.30)
     return f["rib_contrast"] * (posterior + 0.45 * anterior)
 
 
@@ -178,51 +175,73 @@ def _spine(a: Frame) -> Tensor:
     """The vertebral column with its discs."""
     row = a.y * (1 / 0.125)
     disc = (row - row.round()).abs_()
-    return _cover(a.ax - 0.075, 3 * a.edge) * (0.03 + 0.08 * disc)
+    return cover(a.ax - 0.075, 3 * a.edge) * (0.03 + 0.08 * disc)
 
 
 def _trachea(a: Frame) -> Tensor:
     """The windpipe in front of the upper spine, as brightness to take away."""
-    return 0.09 * _cover(torch.maximum(a.ax - 0.036, a.y + 0.26), 2 * a.edge)
+    return 0.09 * cover(torch.maximum(a.ax - 0.036, a.y + 0.26), 2 * a.edge)
 
 
 def _clavicles(f: dict[str, Tensor], a: Frame) -> Tensor:
     t = ((a.ax - 0.07) * (1 / 0.60)).clamp_(0.0, 1.0)  # along the bone
     middle = f["clavicle_y"] - f["clavicle_rise"] * t + 0.16 * t * (1 - t)
     beyond = (0.07 - a.ax).clamp_(min=0.0) + (a.ax - 0.67).clamp_(min=0.0)
-    return 0.11 * _cover((a.y - middle).abs_().add_(beyond).sub_(0.030), 2 * a.edge)
+    return 0.11 * cover((a.y - middle).abs_().add_(beyond).sub_(0.030), 2 * a.edge)
 
 
 def _stomach(f: dict[str, Tensor], a: Frame) -> Tensor:
     """The gas bubble under the left dome, as brightness to take away."""
     size = f["stomach_size"]
-    bubble = _ellipse(a.x - 0.36, a.dome - size - 0.03, 1.7 * size, size)
-    return 0.20 * _cover(bubble, 4 * a.edge)
+    bubble = ellipse(a.x - 0.36, a.dome - size - 0.03, 1.7 * size, size)
+    return 0.20 * cover(bubble, 4 * a.edge)
 
 
 def _findings(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
-    """Add the findings that are present; a piece without any costs nothing."""
-    if f["effusion"].any():  # fluid fills the angle; its meniscus rises towards the chest wall
-        level = f["effusion_size"] * (f["diaphragm_y"] - f["apex_y"])
-        depth = a.dome + f["dome_height"] * 0.3 + level * (a.ax / f["lung_half_width"]).square()
-        fluid = (depth / (0.6 * level + 1e-3)).clamp_(0.0, 1.0) * _cover(a.wall, a.edge)
-        fluid *= f["effusion"] * (a.side == f["effusion_side"])
-        image = image + (f["abdomen_level"] - 0.05 - image).clamp_(min=0.0) * fluid
-    if f["nodule"].any():
-        d = ((a.x - f["nodule_u"]).square() + (a.y - f["nodule_v"]).square()).sqrt_()
-        image = image + 0.28 * f["nodule"] * _cover(d - 2 * f["nodule_radius"], max(0.04, a.edge))
-    if f["opacity"].any():
-        dx, dy = a.x - f["opacity_u"], a.y - f["opacity_v"]
-        d2 = (dx.square() + (0.8 * dy).square()) / (2 * f["opacity_radius"] + 1e-3).square()
-        mottle = 1 + 0.3 * torch.sin(23 * dx + 9 * dy) * torch.sin(19 * dy - 7 * dx)
-        patch = torch.exp(-1.5 * d2.square()) * mottle * _cover(a.wall, a.edge)
-        image = image + f["opacity_level"] * f["opacity"] * patch
-    if f["device"].any():  # a central line from the right side of the neck down to its tip
-        t = ((a.y + 1.0) / (f["device_v"] + 1.0)).clamp_(0.0, 1.0)
-        path = -0.30 + (f["device_u"] + 0.30) * t - 0.12 * t * (1 - t)
-        d = torch.maximum((a.x - path).abs_() - 0.010, a.y - f["device_v"])
-        image = image + 0.30 * f["device"] * _cover(d, a.edge)
+    """Add the findings, each to the images of the piece that have it."""
+    for name, add in (
+        ("effusion", _effusion),
+        ("nodule", _nodule),
+        ("opacity", _opacity),
+        ("device", _device),
+    ):
+        here = f[name].flatten().nonzero().flatten()  # (m,) images with this finding
+        if len(here):
+            image[here] = add({k: v[here] for k, v in f.items()}, a.only(here), image[here])
     return image
+
+
+def _effusion(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
+    """Fluid fills the angle; its meniscus rises towards the chest wall."""
+    level = f["effusion_size"] * (f["diaphragm_y"] - f["apex_y"])
+    depth = a.dome + f["dome_height"] * 0.3 + level * (a.ax / f["lung_half_width"]).square()
+    fluid = (depth / (0.6 * level + 1e-3)).clamp_(0.0, 1.0) * cover(a.wall, a.edge)
+    fluid *= a.side == f["effusion_side"]
+    return image + (f["abdomen_level"] - 0.05 - image).clamp_(min=0.0) * fluid
+
+
+def _nodule(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
+    d = ((a.x - f["nodule_u"]).square() + (a.y - f["nodule_v"]).square()).sqrt_()
+    return image + 0.28 * cover(d - 2 * f["nodule_radius"], max(0.04, a.edge))
+
+
+def _opacity(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
+    """A mottled patch within the chest wall."""
+    dx, dy = a.x - f["opacity_u"], a.y - f["opacity_v"]
+    d2 = (dx.square() + (0.8 * dy).square()) / (2 * f["opacity_radius"] + 1e-3).square()
+    mottle = 1 + 0.3 * torch.sin(23 * dx + 9 * dy) * torch.sin(19 * dy - 7 * dx)
+    far = (-1.5 * d2.square()).clamp_(
+        min=-60.0
+    )  # exp(-60) adds nothing, and is not slow as smaller numbers are
+    return image + f["opacity_level"] * (torch.exp(far) * mottle * cover(a.wall, a.edge))
+
+
+def _device(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
+    """A central line from the right side of the neck down to its tip."""
+    t = ((a.y + 1.0) / (f["device_v"] + 1.0)).clamp_(0.0, 1.0)
+    path = -0.30 + (f["device_u"] + 0.30) * t - 0.12 * t * (1 - t)
+    d = torch.maximum((a.x - path).abs_() - 0.010, a.y - f["device_v"])
+    return image + 0.30 * cover(d, a.edge)
 
 
 def _marker(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Tensor:
@@ -236,4 +255,4 @@ def _marker(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Tens
     tall, low = (y - 0.07).abs_().sub_(0.07), (y - 0.12).abs_().sub_(0.02)  # rows of the stem and the foot
     stem = torch.maximum((x - 0.02).abs_().sub_(0.02), tall)
     foot = torch.maximum((x - 0.045).abs_().sub_(0.045), low)
-    return 0.7 * f["marker"] * _cover(torch.minimum(stem, foot), 2.0 / size)
+    return 0.7 * f["marker"] * cover(torch.minimum(stem, foot), 2.0 / size)
