@@ -69,7 +69,7 @@ class DiT(nn.Module):
         keep: Tensor | None = None,  # (B, K) int64, the tokens that most blocks see; None = all
     ) -> Tensor:
         """(B, C', *S) in the dtype of x outside autocast. VerisimError for sizes and conditions that do not fit."""
-        check_size(tuple(x.shape[2:]), self.stride)
+        check_size(tuple(x.shape[2:]), self.stride, "DiT")
         check_conditions("DiT", self.conditions, {"vector": vector})
         emb = self.embedding(c_noise, self.check_label(label, x), vector)  # (B, W)
         folded = fold(x.to(self.enter.weight.dtype), self.patch)  # (B, C p^d, *grid)

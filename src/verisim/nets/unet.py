@@ -206,7 +206,7 @@ def unfold(x: Tensor, p: int) -> Tensor:
     return x.permute(0, 1, *order).reshape(b, c // p**d, *[s * p for s in size])
 
 
-def check_size(size: tuple[int, ...], stride: int) -> None:
+def check_size(size: tuple[int, ...], stride: int, net: str = "U-Net") -> None:
     """Raise VerisimError, naming the nearest legal sizes, unless each side is a multiple of stride."""
     if all(s > 0 and s % stride == 0 for s in size):
         return
@@ -214,7 +214,7 @@ def check_size(size: tuple[int, ...], stride: int) -> None:
     above = tuple(max(stride, -(-s // stride) * stride) for s in size)
     nearest = " or ".join(dict.fromkeys("x".join(map(str, s)) for s in (below, above)))
     raise VerisimError(
-        f"U-Net: an image of {'x'.join(map(str, size))} cannot be halved evenly; every side must be a "
+        f"{net}: an image of {'x'.join(map(str, size))} cannot be halved evenly; every side must be a "
         f"multiple of {stride} (patch times 2 per level). Nearest legal: {nearest}. "
         f"Resize or pad the images, or use fewer levels."
     )
