@@ -10,7 +10,7 @@ from verisim.diffusion.oracles import Mixture, gaussian
 from verisim.errors import VerisimError
 
 LOW, HIGH = 0.02, 40.0
-SHAPES = [(3, 1), (3, 1, 3, 2), (3, 1, 2, 2, 2)]
+SHAPES = [(3, 1), (3, 1, 2, 2), (3, 1, 1, 2, 2)]
 
 
 def points(shape):

@@ -69,7 +69,7 @@ def test_the_variance_head_is_what_samples():
     torch.testing.assert_close(results["lower"], plain.clamp(-1, 1))
     fresh = tiny(awake=False, **LEARNED)
     _, v = fresh.denoise_with_variance(torch.zeros(1, 1, 8, 8), torch.ones(1))
-    assert float(v.min()) == float(v.max()) == 0.5
+    assert bool((v == 0.5).all())
 
 
 def test_one_evaluation_per_step_also_with_guidance():
@@ -99,22 +99,25 @@ def test_bound_of_the_chain_in_bits():
 
 
 def test_learned_variance_learns():
-    """150 steps on images of std 0.25: the network's variance beats both fixed ones on new images, at 20 steps."""
+    """250 steps on images of std 0.25: the network's variance beats both fixed ones on new images, at 20 steps."""
     torch.manual_seed(0)
-    model = build_model("diffusion", TINY | LEARNED | {"lr": 3e-3, "vlb_weight": 1e-3}, SPEC)
+    settings = {"channels": (16,), "blocks": 1, "attention": (False,), "lr": 3e-3}
+    model = build_model(
+        "diffusion", {**settings, "parametrisation": "v", "learned_variance": True}, ImageSpec((4, 4))
+    )
     optimiser = model.optimizer()
 
     def images(n):
-        return (0.25 * torch.randn(n, 1, 8, 8)).clamp(-1, 1)
+        return (0.25 * torch.randn(n, 1, 4, 4)).clamp(-1, 1)
 
-    for step in range(150):
+    for step in range(250):
         torch.manual_seed(step)
         optimiser.zero_grad()
-        model.training_loss(images(32), None)[0].mean().backward()
+        model.training_loss(images(64), None)[0].mean().backward()
         optimiser.step()
     held_out, bits = images(64), {}
     for variance in ("learned", "lower", "upper"):
-        model.configure_sampling(steps=20, variance=variance)
+        model.configure_sampling(sampler="ddpm", schedule="vp_linear", steps=20, variance=variance)
         bits[variance] = float(model.chain_bound(held_out, generator=seeded()).total.mean())
     assert bits["learned"] < min(bits["lower"], bits["upper"]) - 0.02
 
@@ -294,11 +297,10 @@ def test_masked_loss_starts_at_one_as_the_plain_one_does():
         assert float(model.training_loss(x, None)[0].detach().mean()) == pytest.approx(1.0, abs=0.05)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_the_transformer_learns_where_bright_things_are(share):
-    """The test of the U-Net: bright on the right after 200 steps, with and without masking; not before."""
+def test_the_transformer_learns_where_bright_things_are():
+    """The test of the U-Net, with half of the tokens left out in training: bright on the right after, not before."""
     torch.manual_seed(0)
-    model = build_model("diffusion", {**DIT, "width": 32, "lr": 3e-3, "mask_share": share}, SPEC)
+    model = build_model("diffusion", {**DIT, "width": 32, "lr": 3e-3, "mask_share": 0.5}, SPEC)
 
     def side(x):
         return float((x[..., 4:] - x[..., :4]).mean())
