@@ -116,6 +116,11 @@ def _reconstruction(
     z = x + sigma * draw_noise(x, generator)
     centre = denoise(z, z.new_full((len(z),), sigma)).double()
     width = sigma * sigma_data / math.hypot(sigma, sigma_data)
+    return grey_value_nats(x, centre, width)
+
+
+def grey_value_nats(x: Tensor, centre: Tensor, width: float | Tensor) -> Tensor:
+    """-log of N(centre, width^2) integrated over the grey values x (B, C, *S), (B,) nats; Ho 2020, eq. 13."""
     upper = ((x.double() - centre) + BIN / 2) / width
     lower = upper - BIN / width
     upper = upper.masked_fill(x > 1 - BIN / 2, math.inf)

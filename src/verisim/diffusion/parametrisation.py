@@ -108,14 +108,22 @@ class Parametrisation:
 
     def denoise(self, network: Network, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x0 | x] of x (B, C, *S) at levels sigma (B,); dtype and shape of x."""
+        return self.assemble(self.answer(network, x, sigma, label), x, sigma)
+
+    def answer(self, network: Network, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        """What the network says of x (B, C, *S) at levels sigma (B,)."""
         c = self.coefficients(sigma)
-        f = network(_wide(c.c_in, x) * x, c.c_noise.float(), label)
-        return _wide(c.c_skip, x) * x + _wide(c.c_out, x) * f.to(x.dtype)
+        return network(wide(c.c_in, x) * x, c.c_noise.float(), label)
+
+    def assemble(self, f: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """x0 from the network's answer f, shapes of x (B, C, *S); dtype of x."""
+        c = self.coefficients(sigma)
+        return wide(c.c_skip, x) * x + wide(c.c_out, x) * f.to(x.dtype)
 
     def target(self, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
         """What the network should answer for x = x0 + sigma eps; shape of x0."""
         c = self.coefficients(sigma)
-        return _wide(c.c_data / c.c_out, x0) * x0 - _wide(c.c_skip * sigma.double() / c.c_out, x0) * eps
+        return wide(c.c_data / c.c_out, x0) * x0 - wide(c.c_skip * sigma.double() / c.c_out, x0) * eps
 
     def weight(self, sigma: Tensor, min_snr_gamma: float = 0.0) -> Tensor:
         """Weight (B,) float64 on the network's squared error; 1 unless min_snr_gamma > 0.
@@ -137,13 +145,26 @@ class Parametrisation:
         sigma: Tensor,  # (B,)
         label: Tensor | None = None,  # (B,) int64
         min_snr_gamma: float = 0.0,  # 0 = off
+        pixels: Tensor | None = None,  # weights, broadcastable to x0, whose mean per sample is 1; None = 1
     ) -> Tensor:
         """Weighted mean squared error of the network's answer per sample, (B,)."""
-        x = x0 + _wide(sigma, x0) * eps
-        c = self.coefficients(sigma)
-        f = network(_wide(c.c_in, x) * x, c.c_noise.float(), label).to(x.dtype)
-        error = (f - self.target(x0, eps, sigma)).square().flatten(1).mean(1)  # (B,)
-        return self.weight(sigma, min_snr_gamma).to(x.dtype) * error
+        f = self.answer(network, x0 + wide(sigma, x0) * eps, sigma, label).to(x0.dtype)
+        return self.error(f, x0, eps, sigma, min_snr_gamma, pixels)
+
+    def error(
+        self,
+        f: Tensor,  # the network's answer, shape of x0
+        x0: Tensor,
+        eps: Tensor,
+        sigma: Tensor,  # (B,)
+        min_snr_gamma: float = 0.0,
+        pixels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of an answer that was given, (B,)."""
+        square = (f - self.target(x0, eps, sigma)).square()
+        if pixels is not None:
+            square = square * pixels
+        return self.weight(sigma, min_snr_gamma).to(x0.dtype) * square.flatten(1).mean(1)
 
 
 def step_number(sigma: Tensor, table: Tensor) -> Tensor:
@@ -159,6 +180,6 @@ def step_number(sigma: Tensor, table: Tensor) -> Tensor:
     return (right - 1) + ((log - a) / (b - a)).clamp(0, 1)
 
 
-def _wide(c: Tensor, x: Tensor) -> Tensor:
+def wide(c: Tensor, x: Tensor) -> Tensor:
     """(B,) -> (B, 1, ..., 1) in the dtype of x."""
     return c.to(x.dtype).view(-1, *[1] * (x.ndim - 1))

@@ -98,6 +98,31 @@ def ddim(
     return x
 
 
+def renoise(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+    fresh: bool = False,  # noise to add back: False = the predicted one (DDIM), True = a new draw
+) -> Tensor:
+    """Predict x0, add noise of the next level back. Saeed & Hu 2024 (spec 003, section 4.5); n evaluations.
+
+    With fresh noise this is not the posterior q(x_s | x_t, x0): the state forgets its own past, so samples
+    are smoother than the data, the more so the more steps there are. On N(m, d^2) a step takes variance V
+    to d^4 V / (d^2 + t^2)^2 + s^2.
+    """
+    if not fresh:
+        return euler(denoise, x, sigmas, generator=generator, callback=callback)
+    generator = noise_source(generator, x)
+    for i, (t, s) in enumerate(steps(sigmas)):
+        x = denoised(denoise, x, t, i, callback)
+        if s > 0:
+            x = x + s * draw_noise(x, generator)
+    return x
+
+
 def heun(
     denoise: Denoise,
     x: Tensor,
@@ -198,6 +223,7 @@ SAMPLERS: dict[str, Method] = {
     "dpmpp_2m": Method(dpmpp_2m, _one, False, "flow"),
     "dpmpp_2m_sde": Method(dpmpp_2m_sde, _one, True, "flow"),
     "pndm": Method(pndm, _one, False, "angle"),
+    "renoise": Method(renoise, _one, False, "angle"),
     "flow_euler": Method(flow_euler, _one, False, "flow"),
     "flow_heun": Method(flow_heun, _two, False, "flow"),
 }

@@ -118,12 +118,43 @@ def vp_cosine(n: int, train_steps: int = TRAIN_STEPS) -> Tensor:
     return respace(vp_cosine_table(train_steps), n)
 
 
+def vp_scaled_linear(n: int, train_steps: int = TRAIN_STEPS) -> Tensor:
+    """The grid of latent diffusion, n of its train_steps levels, then 0. Rombach 2022; spec 003, section 0.4."""
+    return respace(vp_scaled_linear_table(train_steps), n)
+
+
+def vp_sigmoid(n: int, train_steps: int = TRAIN_STEPS) -> Tensor:
+    """The grid of sigmoid betas, n of its train_steps levels, then 0."""
+    return respace(vp_sigmoid_table(train_steps), n)
+
+
 def vp_linear_table(
     train_steps: int = TRAIN_STEPS, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Tensor:
     """sigma_t of training steps t = 1...T, (T,) float64 increasing, for linear betas."""
     check_steps(train_steps)
     return _sigmas_of_betas(torch.linspace(beta_start, beta_end, train_steps, dtype=torch.float64))
+
+
+def vp_scaled_linear_table(
+    train_steps: int = TRAIN_STEPS, beta_start: float = 0.0015, beta_end: float = 0.0195
+) -> Tensor:
+    """sigma_t of training steps t = 1...T, (T,) float64 increasing, for betas whose roots are linear.
+
+    Some code calls this "linear" (latent diffusion) or "quadratic" (SR3).
+    """
+    check_steps(train_steps)
+    roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), train_steps, dtype=torch.float64)
+    return _sigmas_of_betas(roots**2)
+
+
+def vp_sigmoid_table(
+    train_steps: int = TRAIN_STEPS, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> Tensor:
+    """sigma_t of training steps t = 1...T, (T,) float64 increasing; betas rise as a sigmoid on [-6, 6]."""
+    check_steps(train_steps)
+    rise = torch.sigmoid(torch.linspace(-6, 6, train_steps, dtype=torch.float64))
+    return _sigmas_of_betas(beta_start + (beta_end - beta_start) * rise)
 
 
 def vp_cosine_table(train_steps: int = TRAIN_STEPS, offset: float = 0.008) -> Tensor:
@@ -157,6 +188,14 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "shifted": shifted,
     "vp_linear": vp_linear,
     "vp_cosine": vp_cosine,
+    "vp_scaled_linear": vp_scaled_linear,
+    "vp_sigmoid": vp_sigmoid,
+}
+TABLES: dict[str, Callable[[], Tensor]] = {  # levels of training steps 1...T
+    "vp_linear": vp_linear_table,
+    "vp_cosine": vp_cosine_table,
+    "vp_scaled_linear": vp_scaled_linear_table,
+    "vp_sigmoid": vp_sigmoid_table,
 }
 _SCALED: dict[str, Callable[[int, float, float | None], Tensor]] = {
     "karras": karras,

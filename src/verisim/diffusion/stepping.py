@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from verisim.diffusion.schedules import check_sigmas
+from verisim.errors import VerisimError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,7 +47,19 @@ def steps(sigmas: Tensor) -> list[tuple[float, float]]:
 
 
 def denoise_at(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
-    return denoise(x, x.new_full((len(x),), sigma))
+    """denoise(x, sigma) at one level for the whole batch; VerisimError if the answer is not finite."""
+    return check_finite(denoise(x, x.new_full((len(x),), sigma)), sigma)
+
+
+def check_finite(x0: Tensor, sigma: float) -> Tensor:
+    """x0 if all its values are finite: no sampler goes on with NaN."""
+    if not torch.isfinite(x0).all():
+        bad = int((~torch.isfinite(x0)).flatten(1).any(1).sum())
+        raise VerisimError(
+            f"The denoiser gave NaN or Inf for {bad} of {len(x0)} images at noise level {sigma:.4g}. Look at "
+            f"the training loss, lower the guidance, or sample in float32 (bf16_sampling false)."
+        )
+    return x0
 
 
 def denoised(denoise: Denoise, x: Tensor, sigma: float, i: int, callback: Callback | None) -> Tensor:

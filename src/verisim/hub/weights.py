@@ -78,6 +78,7 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[GenerativeModel, 
         )
     model.net.load_state_dict(net)
     model.load_extra_state(state["extra"])
+    model.source = path
     model.use_channels_last()
     return model.to(device).eval(), card
 

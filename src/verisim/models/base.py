@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from verisim.data.spec import ImageSpec
 from verisim.errors import LossError, VerisimError, nearest
+from verisim.models.power_ema import LENGTHS, PowerEMA
 from verisim.seeding import derive_seed
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # per-sample loss (B,) and its parts, each (B,) or scalar
@@ -43,6 +45,8 @@ class GenerativeModel(LightningModule):
         self.num_classes = num_classes  # 0 = unconditional
         self.options = self.Options()
         self.ema: AveragedModel | None = None
+        self.power_ema: PowerEMA | None = None
+        self.source: Path | None = None  # the file this model was loaded from
         self.seed = 0
         self.step = 0  # batches seen; with (seed, rank) it determines all randomness of a step
         self.elapsed = 0.0  # seconds trained, over all resumptions
@@ -143,6 +147,10 @@ class GenerativeModel(LightningModule):
         self.ema.requires_grad_(False)
         self.ema.eval()
 
+    def enable_power_ema(self, lengths: tuple[float, ...] = LENGTHS) -> None:
+        """Keep power-function averages of `net`, from whose snapshots any other length can be made later."""
+        self.power_ema = PowerEMA(self.net, lengths)
+
     def begin_step(self) -> None:
         """Reseed from (seed, rank, step): what follows depends on nothing else."""
         torch.manual_seed(self.step_seed)
@@ -158,6 +166,8 @@ class GenerativeModel(LightningModule):
         self.step += 1
         if self.ema is not None:
             self.ema.update_parameters(self.net)
+        if self.power_ema is not None:
+            self.power_ema.update(self.net, self.step)
 
     def _count_skipped(self) -> None:
         bad, self.bad_loss = self.bad_loss, None

@@ -1,5 +1,6 @@
-"""Networks that the peers lack or run more slowly: the U-Net of the diffusion models."""
+"""Networks that the peers lack or run more slowly: the backbones of the diffusion models."""
 
+from verisim.nets.dit import DiT
 from verisim.nets.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["DiT", "UNet"]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verisim.errors import VerisimError
+from verisim.nets.conditioning import SPADE, CrossAttention
 from verisim.nets.norm import FiLM, GroupNorm
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -82,6 +83,8 @@ class Block(nn.Module):
         head_channels: int = 0,  # channels per attention head; 0 = no attention
         dropout: float = 0.0,  # probability
         padding: Padding = "zeros",
+        tokens: int = 0,  # width of the tokens to attend to, where it attends at all; 0 = none
+        spatial: int = 0,  # channels of the map that scales and shifts both norms (SPADE); 0 = none
     ) -> None:
         super().__init__()
         self.resample = resample
@@ -97,15 +100,30 @@ class Block(nn.Module):
         same = width == out_channels
         self.shortcut = nn.Identity() if same else convolution(dims, width, out_channels, kernel=1)
         self.attention = SelfAttention(out_channels, head_channels) if head_channels else nn.Identity()
+        self.cross = CrossAttention(out_channels, tokens, head_channels) if head_channels and tokens else None
+        self.spade1 = SPADE(CONV[dims], width, spatial) if spatial else None
+        self.spade2 = SPADE(CONV[dims], out_channels, spatial) if spatial else None
 
-    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
-        """x (B, C_in, *S), emb (B, E), skip (B, C_skip, *S') -> (B, C_out, *S')."""
+    def forward(
+        self,
+        x: Tensor,  # (B, C_in, *S)
+        emb: Tensor,  # (B, E)
+        skip: Tensor | None = None,  # (B, C_skip, *S')
+        tokens: Tensor | None = None,  # (B, M, T)
+        token_mask: Tensor | None = None,  # (B, M) bool
+        spatial: Tensor | None = None,  # (B, L, *any)
+    ) -> Tensor:
+        """(B, C_out, *S')."""
         x = resampled(self.match(x), self.resample)
         if skip is not None:
             x = (x + skip) / 2 if self.average else torch.cat([x, skip], dim=1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h, emb))))
-        return self.attention(self.shortcut(x) + h)
+        h = self.norm1(x) if self.spade1 is None else self.spade1(self.norm1(x), spatial)
+        h = self.conv1(F.silu(h))
+        h = self.norm2(h, emb)
+        h = h if self.spade2 is None else self.spade2(h, spatial)
+        h = self.conv2(self.dropout(F.silu(h)))
+        h = self.attention(self.shortcut(x) + h)
+        return h if self.cross is None else self.cross(h, tokens, token_mask)
 
 
 def resampled(x: Tensor, how: Resample) -> Tensor:
@@ -146,7 +164,14 @@ class NoiseEmbedding(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, width: int, kind: EmbeddingKind, features: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        kind: EmbeddingKind,
+        features: int,
+        num_classes: int,  # 0 = none
+        vector: int = 0,  # width of a condition vector; its projection starts at 0; 0 = none
+    ) -> None:
         super().__init__()
         i = (torch.arange(features // 2, dtype=torch.float64) + 0.5) / (features // 2)  # in (0, 1)
         known = {
@@ -158,13 +183,20 @@ class NoiseEmbedding(nn.Module):
         self.register_buffer("frequencies", known[kind]().float())
         self.hidden, self.out = nn.Linear(features, width), nn.Linear(width, width)
         self.classes = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.vector = nn.Linear(vector, width) if vector else None
+        if self.vector is not None:
+            zeroed(self.vector)
 
-    def forward(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
-        """c_noise (B,), label (B,) in 0...num_classes (the last is the null class) -> (B, width)."""
+    def forward(self, c_noise: Tensor, label: Tensor | None, vector: Tensor | None = None) -> Tensor:
+        """c_noise (B,), label (B,) in 0...num_classes (the last is the null class), vector (B, V) -> (B, width)."""
         angle = c_noise.float()[:, None] * self.frequencies.float()  # (B, F/2)
         features = torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, F)
         with torch.autocast(c_noise.device.type, enabled=False):
             emb = self.out(F.silu(self.hidden(features.to(self.hidden.weight.dtype))))
             if self.classes is not None:
                 emb = emb + self.classes(label)
+            if self.vector is not None:
+                if vector is None:
+                    vector = emb.new_zeros(len(emb), self.vector.in_features)
+                emb = emb + self.vector(vector.to(emb.dtype))
             return F.silu(emb)

@@ -51,6 +51,9 @@ class UNet(nn.Module):
         patch: int = 1,  # side of the pixel patch folded into channels at entry: patch^dims times cheaper
         padding: Padding = "zeros",  # "circular" wraps around, for periodic images
         checkpointing: bool = False,  # recompute blocks in the backward pass: less memory, a third slower
+        tokens: int = 0,  # width of a token sequence, read by cross-attention where it attends; 0 = none
+        spatial: int = 0,  # channels of a map that shapes the middle and the way up (SPADE); 0 = none
+        vector: int = 0,  # width of a condition vector, read by FiLM beside the noise level; 0 = none
     ) -> None:
         super().__init__()
         levels = len(channels)
@@ -58,6 +61,7 @@ class UNet(nn.Module):
         check_settings(spatial_dims, channels, blocks, attends, skip, patch)
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.conditions = {"tokens": tokens, "spatial": spatial, "vector": vector}
         self.patch = patch
         self.checkpointing = checkpointing
         self.stride = patch * 2 ** (levels - 1)
@@ -65,10 +69,17 @@ class UNet(nn.Module):
         width = 4 * channels[0]
         folded = patch**spatial_dims
         average = skip == "average"
-        self.embedding = NoiseEmbedding(width, embedding, 2 * channels[0], num_classes)
+        self.embedding = NoiseEmbedding(width, embedding, 2 * channels[0], num_classes, vector)
         self.conv_in = convolution(spatial_dims, in_channels * folded, channels[0], padding=padding)
 
-        def block(a: int, level: int, skip: int = 0, move: Resample = "keep", attend: bool = True) -> Block:
+        def block(
+            a: int,
+            level: int,
+            skip: int = 0,
+            move: Resample = "keep",
+            attend: bool = True,
+            shape: bool = True,
+        ) -> Block:
             return Block(
                 dims=spatial_dims,
                 in_channels=a,
@@ -80,13 +91,15 @@ class UNet(nn.Module):
                 head_channels=head_channels if attend and attends[level] else 0,
                 dropout=dropout,
                 padding=padding,
+                tokens=tokens,
+                spatial=spatial if shape else 0,
             )
 
         down, up = [], []
         now = channels[0]
         for i in range(levels):  # finest to coarsest; the first block of a level goes down to it
             for k in range(blocks):
-                down.append(block(now, i, move="down" if i > 0 and k == 0 else "keep"))
+                down.append(block(now, i, move="down" if i > 0 and k == 0 else "keep", shape=False))
                 now = channels[i]
         middle = [block(now, levels - 1), block(now, levels - 1, attend=False)]
         for i in reversed(range(levels)):  # each block takes the output of its mirror image
@@ -103,27 +116,41 @@ class UNet(nn.Module):
         check_size(size, self.stride)
         return tuple(s // self.stride for s in size)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """x (B, C, *S), c_noise (B,) float32, label (B,) int64 or None (null class) -> (B, C', *S).
+    def forward(
+        self,
+        x: Tensor,  # (B, C, *S)
+        c_noise: Tensor,  # (B,) float32
+        label: Tensor | None = None,  # (B,) int64; None = the null class
+        *,
+        tokens: Tensor | None = None,  # (B, M, tokens); None = an empty sequence
+        token_mask: Tensor | None = None,  # (B, M) bool, True = a token, False = padding
+        spatial: Tensor | None = None,  # (B, spatial, *S); None = zeros
+        vector: Tensor | None = None,  # (B, vector); None = zeros
+    ) -> Tensor:
+        """(B, C', *S).
 
-        The result has the dtype of x outside autocast. A label in a net without classes, or a size that
-        is no multiple of `stride`, is a VerisimError.
+        The result has the dtype of x outside autocast. A condition that the net was not built for, or a
+        size that is no multiple of `stride`, is a VerisimError.
         """
         check_size(tuple(x.shape[2:]), self.stride)
-        emb = self.embedding(c_noise, self.check_label(label, x))  # (B, E)
+        check_conditions("U-Net", self.conditions, {"tokens": tokens, "spatial": spatial, "vector": vector})
+        emb = self.embedding(c_noise, self.check_label(label, x), vector)  # (B, E)
+        if self.conditions["spatial"] and spatial is None:
+            spatial = x.new_zeros(len(x), self.conditions["spatial"], *x.shape[2:])
+        conditions = (tokens, token_mask, spatial)
         h = self.conv_in(fold(x.to(self.conv_in.weight.dtype), self.patch))  # (B, C_0, *S / patch)
         skips = []
         for block in self.down:
-            h = self.run(block, h, emb)
+            h = self.run(block, h, emb, None, *conditions)
             skips.append(h)
         for block in self.middle:
-            h = self.run(block, h, emb)
+            h = self.run(block, h, emb, None, *conditions)
         for block in self.up:
-            h = self.run(block, h, emb, skips.pop())
+            h = self.run(block, h, emb, skips.pop(), *conditions)
         h = self.conv_out(F.silu(self.norm_out(h)))
         return unfold(h, self.patch).to(x.dtype).contiguous()
 
-    def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         """block(*inputs), recomputed in the backward pass if `checkpointing`."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
@@ -141,6 +168,19 @@ class UNet(nn.Module):
         if label is None:
             return torch.full((len(x),), self.num_classes, dtype=torch.long, device=x.device)
         return label
+
+
+def check_conditions(net: str, built: dict[str, int], given: dict[str, Tensor | None]) -> None:
+    """Raise VerisimError for a condition that the net was built without or for another width."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        width = int(value.shape[-1 if name != "spatial" else 1])
+        if width != built[name]:
+            raise VerisimError(
+                f"{net}: it was built with {name}={built[name]} but got a condition '{name}' of width {width}. "
+                f"Build it with {name}={width}, or leave the condition out."
+            )
 
 
 def fold(x: Tensor, p: int) -> Tensor:
@@ -166,7 +206,7 @@ def unfold(x: Tensor, p: int) -> Tensor:
     return x.permute(0, 1, *order).reshape(b, c // p**d, *[s * p for s in size])
 
 
-def check_size(size: tuple[int, ...], stride: int) -> None:
+def check_size(size: tuple[int, ...], stride: int, net: str = "U-Net") -> None:
     """Raise VerisimError, naming the nearest legal sizes, unless each side is a multiple of stride."""
     if all(s > 0 and s % stride == 0 for s in size):
         return
@@ -174,7 +214,7 @@ def check_size(size: tuple[int, ...], stride: int) -> None:
     above = tuple(max(stride, -(-s // stride) * stride) for s in size)
     nearest = " or ".join(dict.fromkeys("x".join(map(str, s)) for s in (below, above)))
     raise VerisimError(
-        f"U-Net: an image of {'x'.join(map(str, size))} cannot be halved evenly; every side must be a "
+        f"{net}: an image of {'x'.join(map(str, size))} cannot be halved evenly; every side must be a "
         f"multiple of {stride} (patch times 2 per level). Nearest legal: {nearest}. "
         f"Resize or pad the images, or use fewer levels."
     )

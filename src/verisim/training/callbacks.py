@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from verisim.data.mosaic import save_mosaic
+from verisim.hub.averages import save_snapshot
 from verisim.seeding import generator
 from verisim.training.run_folder import KEEP, RunFolder
 from verisim.training.settings import TrainSettings
@@ -57,6 +58,17 @@ class Pictures(Callback):
         if self.seconds and time.monotonic() >= self.next and trainer.is_global_zero:
             draw_samples(model, self.run, self.count)
             self.next = time.monotonic() + self.seconds
+
+
+class Snapshots(Callback):
+    """Writes the power-function averages every `steps` steps, to choose a length from after training."""
+
+    def __init__(self, run: RunFolder, steps: int) -> None:
+        self.run, self.steps = run, steps
+
+    def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
+        if trainer.is_global_zero and model.step % self.steps == 0:
+            save_snapshot(self.run.averages, model.power_ema, model.step)
 
 
 def draw_samples(model: Any, run: RunFolder, count: int = 16) -> None:

@@ -4,6 +4,7 @@ config.yaml        recipe, model, data and training settings, resolved
 weights.safetensors  the trained model (verisim.hub.weights)
 checkpoints/       the last two states to resume from
 metrics.jsonl      losses by step; "skipped" counts steps whose loss was not finite
+averages/          snapshots of power-function averages (training.snapshot_steps)
 samples/           grids of samples made while training
 environment.json   versions, machine, commit
 card.md            model card
@@ -56,6 +57,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples"
+
+    @property
+    def averages(self) -> Path:
+        return self.path / "averages"
 
     def create(self, config: dict[str, Any]) -> None:
         """Make the folder and write its configuration; refuse one that already holds a run."""

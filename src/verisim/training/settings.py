@@ -18,6 +18,8 @@ class TrainSettings:
         max_minutes: time budget of the whole run, over all resumptions; 0 = none
         clock: what max_minutes counts; cpu = processor time of this process, fair on a busy machine
         ema: decay of the moving average of the weights; 0 = off
+        snapshot_steps: steps between snapshots of two power-function averages, from which 'verisim sample
+            --ema_length' makes an average of any length after training; 0 = none. Each is two networks large
         precision: bf16 halves memory and is faster on recent CPUs and GPUs
         clip: largest gradient norm; 0 = no clipping (GANs clip on their own)
         channels_last: memory layout; may help on GPUs, slows training on CPUs
@@ -37,6 +39,7 @@ class TrainSettings:
     max_minutes: float = 0.0
     clock: Literal["wall", "cpu"] = "wall"
     ema: float = 0.999
+    snapshot_steps: int = 0
     precision: Literal["float32", "bf16"] = "bf16"
     clip: float = 1.0
     channels_last: bool = False
@@ -58,6 +61,10 @@ class TrainSettings:
         for name in ("batch_size", "log_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
                 raise VerisimError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.snapshot_steps < 0:
+            raise VerisimError(
+                f"training.snapshot_steps is {self.snapshot_steps}; it must be 0 (none) or more."
+            )
         if not 0 <= self.ema < 1:
             raise VerisimError(
                 f"training.ema is {self.ema}; it must be in [0, 1), e.g. 0.999, or 0 for none."

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from verisim.data.spec import Images
 from verisim.data.stream import BatchStream
 from verisim.errors import CheckpointError, LossError
+from verisim.hub.averages import save_snapshot
 from verisim.hub.weights import ModelCard, save_model
 from verisim.models import build_model
 from verisim.models.base import GenerativeModel
 from verisim.training.bad_batch import save_bad_batch
-from verisim.training.callbacks import Bar, Checkpoints, JsonLines, Pictures, Steps, draw_samples
+from verisim.training.callbacks import Bar, Checkpoints, JsonLines, Pictures, Snapshots, Steps, draw_samples
 from verisim.training.checkpoint import SafeCheckpointIO, load_state
 from verisim.training.run_folder import RunFolder
 from verisim.training.settings import TrainSettings
@@ -67,6 +68,8 @@ def train(
         model.seed = settings.seed
         if settings.ema:
             model.enable_ema(settings.ema)
+        if settings.snapshot_steps:
+            model.enable_power_ema()
         checkpoint = run.newest_checkpoint() if resume else None
         if checkpoint is not None:
             _check_fits(model, load_state(checkpoint), checkpoint)
@@ -79,6 +82,8 @@ def train(
             plan.name, plan.settings, images.spec, len(class_names), class_names, plan.recipe, facts
         )
         if is_first_process():
+            if model.power_ema is not None:
+                save_snapshot(run.averages, model.power_ema, model.step)
             save_model(run.weights, model, card)
             draw_samples(model, run)
         return Outcome(model, card)
@@ -111,6 +116,7 @@ def _fit(
     callbacks = [
         Steps(settings),
         Pictures(run, settings.sample_minutes),
+        *([Snapshots(run, settings.snapshot_steps)] if settings.snapshot_steps else []),
         *([] if quiet else [Bar(settings)]),
         saver,
     ]

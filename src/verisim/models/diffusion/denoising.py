@@ -13,29 +13,32 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
-from verisim.diffusion.guidance import classifier_free
+from verisim.diffusion.chain import ChainBound, chain_bound
+from verisim.diffusion.learned_variance import denoise_with_variance, hybrid_loss
 from verisim.diffusion.likelihood import BIN, variational_bound
 from verisim.diffusion.parametrisation import STEP_NUMBERED, Parametrisation
 from verisim.diffusion.samplers import SAMPLERS
-from verisim.diffusion.schedules import make_sigmas, vp_cosine_table, vp_linear_table
+from verisim.diffusion.schedules import TABLES, make_sigmas, vp_linear_table
 from verisim.diffusion.stepping import Callback, draw_noise, noise_source
 from verisim.errors import VerisimError
 from verisim.models.base import GenerativeModel, Loss
+from verisim.models.diffusion.backbones import Backbone, cropped, on_any_size, padded
+from verisim.models.diffusion.guide import Guide, load_averaged, load_guide
 from verisim.models.diffusion.options import DiffusionOptions, default_options
-from verisim.nets.unet import UNet
-
-TABLES: dict[str, Callable[[], Tensor]] = {"vp_linear": vp_linear_table, "vp_cosine": vp_cosine_table}
+from verisim.models.diffusion.training_noise import Noise, check_learned_variance, distribution
+from verisim.models.diffusion.walk import reverse, reverse_variance, walk
+from verisim.nets.blocks import EmbeddingKind
+from verisim.nets.dit import DiT
 
 
 class DenoisingDiffusion(GenerativeModel):
-    """A U-Net denoiser with its training noise and its sampler. Raises VerisimError on bad settings."""
+    """A denoising network with its training noise and its sampler. Raises VerisimError on bad settings."""
 
     family = "diffusion"
     Options = DiffusionOptions
@@ -49,16 +52,26 @@ class DenoisingDiffusion(GenerativeModel):
         *,
         parametrisation: Literal["edm", "epsilon", "x0", "v", "flow"] = "edm",
         sigma_data: float = 0.5,  # standard deviation of the images in [-1, 1]; 0.5 suits chest X-rays
-        noise: Literal["auto", "lognormal", "vp_linear", "vp_cosine", "logit_normal"] = "auto",  # of training
+        noise: Noise = "auto",  # of training; vp_...: steps of that grid
         p_mean: float = -1.2,  # lognormal: mean of ln sigma
         p_std: float = 1.2,  # lognormal: its standard deviation
         min_snr_gamma: float = 0.0,  # min-SNR weighting, e.g. 5; 0 = off
+        learned_variance: bool = False,  # the network gives the reverse variance too; needs a vp_ noise
+        vlb_weight: float = 1e-3,  # learned variance: weight of the bound in the hybrid loss
+        backbone: Literal["unet", "dit"] = "unet",  # convolutions | transformer
         channels: tuple[int, ...] = (64, 128, 128),  # U-Net width per level, finest first
         blocks: int = 2,  # residual blocks per level
         attention: tuple[bool, ...] = (),  # self-attention per level; () = the coarsest only
         head_channels: int = 32,  # channels per attention head
         skip: Literal["concat", "average"] = "concat",  # "average": fewer operations, less memory
-        patch: int = 1,  # pixel patch folded into channels at entry
+        patch: int = 1,  # side of the pixel patch folded into channels at entry, or into a token
+        width: int = 256,  # dit: channels of a token
+        depth: int = 8,  # dit: blocks
+        positions: Literal[
+            "sincos", "rope"
+        ] = "sincos",  # dit: added to the tokens | rotating queries and keys
+        mask_share: float = 0.0,  # dit: share of tokens left out in training, e.g. 0.5: cheaper steps
+        full_blocks: int = 2,  # dit: last blocks that see all tokens where some are left out
         checkpointing: bool = False,  # recompute in the backward pass: less memory, a third slower
         dropout: float = 0.0,  # probability inside the residual blocks
         label_dropout: float = 0.1,  # share of labels replaced by the null class in training
@@ -75,7 +88,7 @@ class DenoisingDiffusion(GenerativeModel):
         allow_small_features: bool = False,  # permit feature maps below 4 pixels (for demonstrations)
     ) -> None:
         super().__init__(spec, num_classes)
-        self.training_noise = _training_noise(noise, parametrisation)
+        self.training_noise = distribution(noise, parametrisation)
         self.table = TABLES.get(self.training_noise, vp_linear_table)()  # (T,) float64
         self.parametrisation = Parametrisation(parametrisation, sigma_data, self.table)
         self.sigma_data = sigma_data
@@ -85,24 +98,30 @@ class DenoisingDiffusion(GenerativeModel):
         self.lr, self.betas, self.warmup, self.cosine_decay = lr, betas, warmup, cosine_decay
         self.bf16_sampling = bf16_sampling
         self.likelihood_draws = likelihood_draws
-        self.net = UNet(
-            spatial_dims=spec.spatial_dims,
-            in_channels=spec.channels,
-            out_channels=spec.channels,
-            channels=tuple(channels),
-            blocks=blocks,
-            attention=tuple(attention) or None,
-            head_channels=head_channels,
-            num_classes=num_classes,
-            dropout=dropout,
-            embedding="sinusoidal" if parametrisation in STEP_NUMBERED else "fourier",
-            skip=skip,
+        self.mask_share, self.learned_variance, self.vlb_weight = mask_share, learned_variance, vlb_weight
+        check_learned_variance(learned_variance, self.training_noise, mask_share)
+        plan = Backbone(
+            kind=backbone,
             patch=patch,
+            head_channels=head_channels,
             checkpointing=checkpointing,
+            dropout=dropout,
+            channels=channels,
+            blocks=blocks,
+            attention=attention,
+            skip=skip,
+            width=width,
+            depth=depth,
+            positions=positions,
+            mask_share=mask_share,
+            full_blocks=full_blocks,
+            allow_small_features=allow_small_features,
         )
+        embedding: EmbeddingKind = "sinusoidal" if parametrisation in STEP_NUMBERED else "fourier"
+        self.net = plan.build(spec, spec.channels * (1 + learned_variance), num_classes, embedding)
         self.stride = int(self.net.stride)
-        if not allow_small_features:
-            _check_feature_size(spec.size, self.stride)
+        self.guide: Guide | None = None  # weaker denoiser of autoguidance
+        self._average: tuple[nn.Module, ...] = ()  # network averaged over a chosen length; no submodule
         self.options = default_options(parametrisation, self.training_noise, sampler, steps, schedule, clip)
 
     # --- training ---------------------------------------------------------------------------------
@@ -111,9 +130,20 @@ class DenoisingDiffusion(GenerativeModel):
         """Weighted denoising error (B,) of images x (B, C, *S); part "sigma" is the noise drawn."""
         label = self._drop_labels(label)
         sigma = self.draw_sigma(len(x)).to(x)  # (B,)
+        eps, p, gamma = torch.randn_like(x), self.parametrisation, self.min_snr_gamma
         network = partial(self._network, self.net, nullcontext())
-        loss = self.parametrisation.loss(network, x, torch.randn_like(x), sigma, label, self.min_snr_gamma)
-        return loss, {"sigma": sigma}
+        if self.learned_variance:
+            loss, bits = hybrid_loss(
+                p, network, x, eps, sigma, label, min_snr_gamma=gamma, vlb_weight=self.vlb_weight
+            )
+            return loss, {"sigma": sigma, "vlb_bits": bits}
+        if not self.mask_share:
+            return p.loss(network, x, eps, sigma, label, gamma), {"sigma": sigma}
+        assert isinstance(self.net, DiT)
+        keep, pixels = self.net.tokens_kept(padded(x, self.stride), self.mask_share)
+        masked = partial(self._network, partial(self.net, keep=keep), nullcontext())
+        pixels = cropped(pixels, x.shape[2:])
+        return p.loss(masked, x, eps, sigma, label, gamma, pixels), {"sigma": sigma}
 
     def draw_sigma(self, n: int) -> Tensor:
         """n noise levels (n,) float64 of the training distribution, stratified over the batch."""
@@ -140,8 +170,28 @@ class DenoisingDiffusion(GenerativeModel):
 
     def denoise(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """E[x0 | x0 + sigma eps = x]; x (B, C, *S), sigma (B,), condition (B,) or None = null class."""
-        with self._evaluating() as network:
-            return self.parametrisation.denoise(network, x, sigma, condition)
+        return self.denoise_with_variance(x, sigma, condition)[0]
+
+    def denoise_with_variance(
+        self, x: Tensor, sigma: Tensor, condition: Tensor | None = None, net: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x0 and the interpolation v of its reverse variance (None where that is not learned), (B, C, *S).
+
+        `net`: another network of the same kind than the one to sample with.
+        """
+        p = self.parametrisation
+        with self._evaluating(self.sampling_net if net is None else net) as network:
+            if self.learned_variance:
+                return denoise_with_variance(p, network, x, sigma, condition)
+            return p.denoise(network, x, sigma, condition), None
+
+    def denoiser_of(self, net: nn.Module) -> Guide:
+        """The denoiser that this model would be with another network of its kind."""
+
+        def denoise(x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+            return self.denoise_with_variance(x, sigma, label, net)[0]
+
+        return denoise
 
     @torch.no_grad()
     def sample(
@@ -159,13 +209,13 @@ class DenoisingDiffusion(GenerativeModel):
             raise VerisimError(f"{n} images asked; at least 1 is needed.")
         condition = self.check_condition(n, condition)
         generator = noise_source(generator, torch.empty(0, device=self.device))
-        sigmas, run = self.sigmas(), self._sampler()
+        sigmas = self.sigmas()
         images = []
         for rows in torch.arange(n).split(self.options.batch):
             label = None if condition is None else condition[rows.to(condition.device)]
             empty = torch.empty(len(rows), *self.spec.shape, device=self.device)
             x = float(sigmas[0]) * draw_noise(empty, generator)
-            x = run(self._guided(label), x, sigmas, generator=generator, callback=callback)
+            x = walk(self, label)(x, sigmas, generator=generator, callback=callback)
             images.append(x.clamp(-1, 1))
         return torch.cat(images)
 
@@ -181,6 +231,34 @@ class DenoisingDiffusion(GenerativeModel):
         """The noise level to start from: 160 sigma_data (80 in EDM), within what the network was trained on."""
         top = 160 * self.sigma_data
         return min(top, float(self.table[-1])) if self.training_noise in TABLES else top
+
+    def configure_sampling(self, **options: Any) -> None:
+        """Set sampling options by name; loads the guide and the average that they name."""
+        before = self.options
+        super().configure_sampling(**options)
+        try:
+            reverse_variance(self)
+            if "guide" in options:
+                self.guide = load_guide(self, self.options.guide) if self.options.guide else None
+            if "ema_length" in options:
+                length = self.options.ema_length
+                self._average = (load_averaged(self, length),) if length else ()
+        except VerisimError:
+            self.options = before
+            raise
+
+    @property
+    def sampling_net(self) -> nn.Module:
+        """The network to sample with: averaged over the length asked for, else as trained."""
+        return self._average[0] if self._average else super().sampling_net
+
+    @torch.no_grad()
+    def chain_bound(
+        self, x: Tensor, condition: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> ChainBound:
+        """Parts of the bound of the discrete chain of the present schedule; as many evaluations as steps."""
+        label = self.check_condition(len(x), condition)
+        return chain_bound(reverse(self, label), x, self.sigmas(), generator=generator)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -202,48 +280,20 @@ class DenoisingDiffusion(GenerativeModel):
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _guided(self, label: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """denoise(x, sigma) with class, guidance and clipping."""
-        guided = classifier_free(self.denoise, self.options.guidance, self.num_classes)
-
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            x0 = self.denoise(x, sigma) if label is None else guided(x, sigma, label)
-            return x0.clamp(-1, 1) if self.options.clip else x0
-
-        return denoise
-
-    def _sampler(self) -> Callable[..., Tensor]:
-        o = self.options
-        run = SAMPLERS[o.sampler].run
-        extra: dict[str, dict[str, float]] = {
-            "heun": {"churn": o.churn},
-            "ddim": {"eta": o.eta},
-            "flow_heun": {"sigma_data": self.sigma_data},
-        }
-        return partial(run, **extra.get(o.sampler, {}))
-
     def _network(
         self,
-        net: nn.Module,
+        net: Callable[..., Tensor],
         precision: AbstractContextManager,
         x: Tensor,  # (B, C, *S)
         c_noise: Tensor,  # (B,)
         label: Tensor | None,  # (B,)
     ) -> Tensor:
-        """net on images of any size: padded to its stride by reflection, cropped back; float32."""
-        size = x.shape[2:]
-        pad = [p for s in reversed(size) for p in (0, -s % self.stride)]  # last dimension first
-        if any(pad):
-            reflect = all(p < s for p, s in zip(pad[1::2], reversed(size)))
-            x = F.pad(x, pad, mode="reflect" if reflect else "replicate")
-        with precision:
-            f = net(x, c_noise, label)
-        return f[(..., *[slice(s) for s in size])].float()
+        """net on images of any size, float32."""
+        return on_any_size(net, self.stride, precision, x, c_noise, label)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[Callable[..., Tensor]]:
-        """The sampling network in evaluation mode, in bfloat16 if so set; its mode is restored."""
-        net = self.sampling_net
+    def _evaluating(self, net: nn.Module) -> Iterator[Callable[..., Tensor]]:
+        """A network in evaluation mode, in bfloat16 if so set; its mode is restored."""
         was_training = net.training
         net.eval()
         try:
@@ -260,26 +310,3 @@ class DenoisingDiffusion(GenerativeModel):
             return None
         drop = torch.rand(len(label)).to(label.device) < self.label_dropout
         return label.masked_fill(drop, self.num_classes)
-
-
-def _training_noise(noise: str, parametrisation: str) -> str:
-    """The training noise distribution; VerisimError where the network could not be told of it."""
-    numbered = parametrisation in STEP_NUMBERED
-    if noise == "auto":
-        return {"edm": "lognormal", "flow": "logit_normal"}.get(parametrisation, "vp_linear")
-    if numbered and noise not in TABLES:
-        raise VerisimError(
-            f"parametrisation '{parametrisation}' counts training steps, so its noise must be one of "
-            f"{', '.join(TABLES)}, not '{noise}'. For '{noise}' use parametrisation edm or flow."
-        )
-    return noise
-
-
-def _check_feature_size(size: tuple[int, ...], stride: int) -> None:
-    """The coarsest feature map must be at least 4 pixels wide (source 004: below, images turn black)."""
-    if min(-(-s // stride) for s in size) < 4:
-        raise VerisimError(
-            f"Images of {'x'.join(map(str, size))} shrink to fewer than 4 pixels in a U-Net that divides by "
-            f"{stride}. Use fewer levels (shorter `channels`) or images of at least {4 * stride} pixels; "
-            f"allow_small_features=true overrides this."
-        )

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from verisim.diffusion.guidance import check_scale
 from verisim.diffusion.samplers import SAMPLERS
 from verisim.diffusion.schedules import SCHEDULES, check_steps
 from verisim.errors import VerisimError, pick
 from verisim.models.base import SamplingOptions
+from verisim.models.power_ema import exponent
 
+VARIANCES = {"auto": 0.0, "lower": 0.0, "upper": 1.0, "learned": 0.0}  # v where it is a constant
+OWNERS: tuple[
+    tuple[str, str, float | str | bool], ...
+] = (  # option, the one sampler that knows it, its "off"
+    ("churn", "heun", 0.0),
+    ("eta", "ddim", 0.0),
+    ("variance", "ddpm", "auto"),
+    ("fresh_noise", "renoise", False),
+)
 DEFAULTS: dict[str, tuple[str, int, str]] = {  # parametrisation -> sampler, steps, schedule
     "edm": ("heun", 18, "karras"),
     "flow": ("dpmpp_2m", 20, "flow"),
@@ -28,6 +40,15 @@ class DiffusionOptions(SamplingOptions):
     guidance: float = 1.0  # classifier-free scale: 0 = ignore the class, 1 = plain, 1.5...4 = stronger
     churn: float = 0.0  # heun only: noise added back along the way, 0 = deterministic
     eta: float = 0.0  # ddim only: 0 = deterministic, 1 = ancestral
+    variance: Literal["auto", "lower", "upper", "learned"] = (
+        "auto"  # ddpm only: beta-tilde, beta or the network's
+    )
+    fresh_noise: bool = False  # renoise only: add new noise back instead of the predicted one
+    guide: str = ""  # weaker network for autoguidance: weights file, run folder, or checkpoint of this run
+    autoguidance: float = 1.0  # 1 = off, 1.5...3 = away from the guide's faults
+    ema_length: float = (
+        0.0  # relative length of the weight average, e.g. 0.1, if the run kept snapshots; 0 = its own
+    )
     clip: bool = False  # clip every estimate of x0 to [-1, 1]
     batch: int = 128  # images denoised at a time
 
@@ -37,12 +58,24 @@ class DiffusionOptions(SamplingOptions):
         pick(SAMPLERS, self.sampler, "sampler")
         if self.schedule != "auto":
             pick(SCHEDULES, self.schedule, "schedule")
-        for name, owner in (("churn", "heun"), ("eta", "ddim")):
-            if getattr(self, name) != 0 and self.sampler != owner:
+        pick(VARIANCES, self.variance, "variance")
+        for name, owner, off in OWNERS:
+            value = getattr(self, name)
+            if value != off and self.sampler != owner:
+                shown, rest = (f"{v:g}" if isinstance(v, float) else str(v) for v in (value, off))
                 raise VerisimError(
-                    f"{name} = {getattr(self, name):g} has no meaning for sampler '{self.sampler}'. "
-                    f"Choose sampler '{owner}' or {name} 0."
+                    f"{name} = {shown} has no meaning for sampler '{self.sampler}'. "
+                    f"Choose sampler '{owner}' or {name} {rest}."
                 )
+        check_scale("guidance", self.guidance)
+        check_scale("autoguidance", self.autoguidance)
+        if self.autoguidance != 1 and not self.guide:
+            raise VerisimError(
+                f"autoguidance = {self.autoguidance:g} needs a guide: a weaker network, e.g. --guide with a "
+                f"checkpoint of this run or the weights of a smaller model."
+            )
+        if self.ema_length != 0:
+            exponent(self.ema_length)
 
 
 def default_options(
