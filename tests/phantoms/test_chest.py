@@ -1,6 +1,7 @@
 """The chest phantom: the same for ever, exactly known, never mirrored, with the stated prevalences."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -51,11 +52,16 @@ def test_any_size_shows_the_same_anatomy(size):
     assert torch.equal(p.factors["cardiothoracic_ratio"], make(3, 1, 16).factors["cardiothoracic_ratio"])
 
 
-@pytest.mark.parametrize("n, size", [(-1, 64), (0, 64), (4, 15)])
+@pytest.mark.parametrize("n, size", [(-1, 64), (0, 64), (4, 15), (4, (32, 48)), (4, (32, 32, 32))])
 def test_impossible_requests(n, size):
     """The error names the values and the smallest size."""
-    with pytest.raises(VerisimError, match=f"n={n}, size={size}.*at least 16"):
+    with pytest.raises(VerisimError, match=f"n={n}, size={re.escape(str(size))}.*square.*at least 16"):
         make(n, 0, size)
+
+
+def test_size_as_a_pair():
+    """32 and (32, 32) are the same request."""
+    assert torch.equal(make(3, 1, 32).images.pixels, make(3, 1, (32, 32)).images.pixels)
 
 
 def test_factor_ranges(phantom):

@@ -80,23 +80,25 @@ PLACE_COLUMNS = {"nodule": (48, 47), "opacity": (46, 45)}  # (height, distance f
 def make(
     n: int,
     seed: int = 0,
-    size: int = 64,
+    size: int | tuple[int, ...] = 64,
     *,
     findings: bool = True,
 ) -> Phantom:
-    """n chest phantoms of size x size pixels.
+    """n chest phantoms of size x size pixels; size as one number or (size, size).
 
     images: pixels (n, 1, size, size) float32 in [-1, 1], modality "phantom-chest"; labels (n,) int64,
     0 = no finding, 1 = any of cardiomegaly, effusion, nodule, opacity patch, device wire.
     factors: every name of `factor_names()`, (n,) float32. Positions (`*_x`, `*_y`) of heart, nodule,
     opacity and marker are image coordinates in [-1, 1] (right and down), after rotation and shift;
     position and size of an absent finding are 0. findings=False draws healthy chests only.
-    Raises VerisimError for n < 1 or size < 16.
+    Raises VerisimError for n < 1, size < 16 or a size that is not square.
     """
-    if n < 1 or size < 16:
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if n < 1 or len(sides) != 2 or sides[0] != sides[1] or sides[0] < 16:
         raise VerisimError(
-            f"phantoms.chest.make: n={n}, size={size}; n >= 1 images of at least 16 pixels are possible."
+            f"phantoms.chest.make: n={n}, size={size}; n >= 1 square images of at least 16 pixels are possible."
         )
+    size = sides[0]
     pixels = torch.empty(n, 1, size, size)
     factors = {name: torch.empty(n) for name in factor_names()}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from verisim.phantoms.shapes import BUDGET, cover, ellipse
 
 FULL = 128  # from this size on, one point per pixel is enough: every edge is a ramp of one pixel or more
+THORAX = ("lung_half_width", "apex_y", "diaphragm_y", "dome_height", "abdomen_level")  # what findings lie in
 WIDEST_Y = 0.20  # from here down the chest wall is straight: the width there is the inner chest width
 
 
@@ -80,12 +81,14 @@ def _draw(f: dict[str, Tensor], size: int, off_x: float, off_y: float) -> Tensor
     flank = (a.wall * 8).clamp_(0.0, 0.5)  # outside the ribs the abdomen begins gradually
     below = F.hardsigmoid(a.dome * 6 / (wide + flank))  # abdomen
     trunk = _trunk(f, a)
-    image = 0.04 + trunk * (0.48 - 0.14 * a.ax.square() - 0.05 * a.y)
-    image += (f["abdomen_level"] - 0.52) * below * trunk
-    image += 0.10 * torch.maximum(heart, central) * (1 - below)
-    image += (f["lung_level"] - image) * lung
-    image += lung * _vessels(f, a)
-    image += cover(a.wall, a.edge) * (0.2 + 0.8 * lung) * (1 - 0.7 * below) * _ribs(f, a)
+    above = 1 - below
+    image = a.ax.square().mul_(-0.14).add_(0.48).sub_(0.05 * a.y).mul_(trunk).add_(0.04)
+    image += ((f["abdomen_level"] - 0.52) * below).mul_(trunk)
+    image += torch.maximum(heart, central).mul_(0.10).mul_(above)
+    image += (f["lung_level"] - image).mul_(lung)
+    image += _vessels(f, a).mul_(lung)
+    bone = cover(a.wall, a.edge).mul_(lung.mul_(0.8).add_(0.2)).mul_(1 - 0.7 * below)
+    image += bone.mul_(_ribs(f, a))
     upper, lower = slice(0, size // 2), slice(size // 2, size)
     image += _spine(a)
     image[:, upper] += trunk[:, upper] * _clavicles(f, a.rows(upper)) - _trachea(a.rows(upper))
@@ -207,7 +210,8 @@ def _findings(f: dict[str, Tensor], a: Frame, image: Tensor) -> Tensor:
     ):
         here = f[name].flatten().nonzero().flatten()  # (m,) images with this finding
         if len(here):
-            image[here] = add({k: v[here] for k, v in f.items()}, a.only(here), image[here])
+            some = {k: v[here] for k, v in f.items() if k.startswith(name) or k in THORAX}
+            image[here] = add(some, a.only(here), image[here])
     return image
 
 
