@@ -144,6 +144,7 @@ def test_bad_settings(settings, message):
     [
         ({"sampler": "ddpm", "variance": "learned"}, "trained without it"),
         ({"variance": "upper"}, "variance = upper has no meaning for sampler 'heun'. Choose sampler 'ddpm'"),
+        ({"sampler": "ddpm", "variance": "uper"}, "Did you mean 'upper'"),
         ({"fresh_noise": True}, "fresh_noise = True has no meaning for sampler 'heun'"),
         ({"autoguidance": 2.0}, "needs a guide"),
         ({"guidance": math.nan}, "guidance = nan: it must be finite"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from verisim.diffusion.guidance import check_scale
 from verisim.diffusion.samplers import SAMPLERS
@@ -13,9 +12,7 @@ from verisim.models.base import SamplingOptions
 from verisim.models.power_ema import exponent
 
 VARIANCES = {"auto": 0.0, "lower": 0.0, "upper": 1.0, "learned": 0.0}  # v where it is a constant
-OWNERS: tuple[
-    tuple[str, str, float | str | bool], ...
-] = (  # option, the one sampler that knows it, its "off"
+OWNERS: tuple[tuple[str, str, float | str | bool], ...] = (  # option, its one sampler, its "off"
     ("churn", "heun", 0.0),
     ("eta", "ddim", 0.0),
     ("variance", "ddpm", "auto"),
@@ -40,9 +37,7 @@ class DiffusionOptions(SamplingOptions):
     guidance: float = 1.0  # classifier-free scale: 0 = ignore the class, 1 = plain, 1.5...4 = stronger
     churn: float = 0.0  # heun only: noise added back along the way, 0 = deterministic
     eta: float = 0.0  # ddim only: 0 = deterministic, 1 = ancestral
-    variance: Literal["auto", "lower", "upper", "learned"] = (
-        "auto"  # ddpm only: beta-tilde, beta or the network's
-    )
+    variance: str = "auto"  # ddpm only: lower (beta-tilde), upper (beta) or learned; auto = learned if it is
     fresh_noise: bool = False  # renoise only: add new noise back instead of the predicted one
     guide: str = ""  # weaker network for autoguidance: weights file, run folder, or checkpoint of this run
     autoguidance: float = 1.0  # 1 = off, 1.5...3 = away from the guide's faults
