@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from verisim.cli.main import main
-from verisim.training.source import DataSettings
+from verisim.errors import VerisimError
+from verisim.training.source import DataSettings, open_dataset
 
 
 @pytest.fixture
@@ -57,3 +58,13 @@ def test_sizes_that_are_none(size, capsys):
     """Too small, too many axes, or no numbers: one sentence with examples."""
     assert main(["train", "X-D-fix", f"--data.size={size}"]) == 2
     assert "data.size is" in capsys.readouterr().err
+
+
+def test_phantom_volumes_and_their_people():
+    """Phantoms come as volumes too, and two visits of one person are never on both sides of the split."""
+    volumes = open_dataset(DataSettings(phantom="brain", count=10, size="16x16x16"))
+    assert volumes["train"].spec.size == (16, 16, 16) and len(volumes["test"]) == 2
+    visits = open_dataset(DataSettings(phantom="growing_brain", count=30, size=32))
+    assert not set(visits["train"].patients or "x") & set(visits["test"].patients or "y")
+    with pytest.raises(VerisimError, match="square images"):
+        open_dataset(DataSettings(phantom="chest", count=10, size="16x16x16"))

@@ -60,6 +60,16 @@ def test_resume_is_bit_identical(toy, noise_images, tmp_path, monkeypatch, at):
     assert strip[0] == strip[1]
 
 
+def test_a_finished_run_goes_on(toy, noise_images, tmp_path):
+    """20 steps, then 10 more: the same weights as 30 at once."""
+    whole = train(run_folder(tmp_path / "a"), PLAN, noise_images, settings(), quiet=True)
+    run = run_folder(tmp_path / "b")
+    train(run, PLAN, noise_images, settings(max_steps=20), quiet=True)
+    again = train(run, PLAN, noise_images, settings(), resume=True, quiet=True)
+    a, b = weights(whole.model), weights(again.model)
+    assert again.model.step == 30 and all(torch.equal(a[k], b[k]) for k in a)
+
+
 def test_other_seed_gives_other_weights(toy, noise_images, tmp_path):
     """Control of the test above: equality is not trivial."""
     a = train(run_folder(tmp_path / "a"), PLAN, noise_images, settings(), quiet=True)

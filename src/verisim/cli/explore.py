@@ -143,7 +143,7 @@ def _probe(args: Any) -> int:
     numbers: dict[str, Any] = {"active": int(use.active.sum()), "latents": len(use.kl), "probes": {}}
     targets: dict[str, Any] = {} if train.labels is None else {data.label: train.labels}
     if not data.folder:
-        made = pick(PHANTOMS, data.phantom, "phantom").make(data.count, data.seed, data.shape[0])
+        made = pick(PHANTOMS, data.phantom, "phantom").make(data.count, data.seed, data.shape)
         known = {k: v[data.count // 5 :] for k, v in made.factors.items()}
         targets |= {k: v.float() for k, v in known.items() if len(v.unique()) > 1}
         numbers["mig"] = mutual_information_gap(codes, known)

@@ -42,7 +42,7 @@ class Steps(Callback):
         model.end_step()
         now = self.clock()
         model.elapsed, self.last = model.elapsed + now - self.last, now
-        spent = bool(self.seconds) and model.elapsed >= self.seconds
+        spent = 0 < self.seconds <= model.elapsed or (self.total is not None and model.step >= self.total)
         if trainer.strategy.reduce_boolean_decision(spent, all=False):
             trainer.should_stop = True
 

@@ -87,13 +87,15 @@ def _phantoms(settings: DataSettings) -> Dataset:
         raise VerisimError(f"data.count is {settings.count}; make at least 10 phantoms.")
     if settings.channels != 1:
         raise VerisimError(f"data.channels is {settings.channels}; phantoms are grey (1).")
-    square = settings.shape[0] if settings.shape == settings.shape[:1] * 2 else settings.shape
-    made = kind.make(settings.count, settings.seed, square).images
+    made = kind.make(settings.count, settings.seed, settings.shape).images
     images = made if settings.label else replace(made, labels=None)
-    order, n_test = torch.arange(settings.count), settings.count // 5
+    people = images.patients or tuple(map(str, range(len(images))))  # a person's images stay together
+    first = list(dict.fromkeys(people))
+    tested = set(first[: max(1, len(first) // 5)])
+    held = torch.tensor([p in tested for p in people])
     text = f"phantom {settings.phantom}: {settings.count} of {settings.size} pixels, seed {settings.seed}"
     return Dataset(
-        splits={"train": images.subset(order[n_test:]), "test": images.subset(order[:n_test])},
+        splits={"train": images.subset(~held), "test": images.subset(held)},
         class_names=kind.class_names if settings.label else (),
         notes=(text,),
         fingerprint=text,

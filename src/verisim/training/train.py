@@ -155,7 +155,7 @@ def _trainer(
         strategy=settings.strategy,
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
         gradient_clip_val=(settings.clip or None) if automatic else None,
-        max_epochs=1,
+        max_epochs=-1,  # the budget ends a run (callbacks.Steps), also one that was finished and goes on
         max_steps=-1,
         callbacks=callbacks,
         logger=loggers,
