@@ -42,6 +42,15 @@ class LatentSpace(Autoencoder, Protocol):
 
 
 @runtime_checkable
+class Coder(Protocol):
+    """An autoencoder whose latents cost something."""
+
+    def rate_bits(self, x: Tensor) -> Tensor:
+        """(B,) bits that the latents of images x (B, C, *S) in [-1, 1] take: KL to the prior, or code length."""
+        ...
+
+
+@runtime_checkable
 class Likelihood(Protocol):
     """Gives held-out images a probability."""
 

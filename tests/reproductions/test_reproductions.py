@@ -67,3 +67,51 @@ def test_unknown_system(tmp_path):
 def test_registry_modules_exist():
     """Every registered reproduction has a run function."""
     assert all(callable(reproduction(name)) for name in REPRODUCTIONS)
+
+
+def test_smoke_table_of_autoencoders(tmp_path, capsys):
+    """Two autoencoders trained for a second: reconstruction, rate, both ways of sampling, controls, claims."""
+    common = ["--scale", "smoke", "--out", str(tmp_path), "--minutes", "0.02"]
+    assert main(["reproduce", "001", *common, "--systems", "K-S2,K-S7"]) == 0
+    body = json.loads((tmp_path / "001.16px.smoke.json").read_text())
+    numbers = body["numbers"]["16"]
+    assert set(numbers["sampling"]["rows"]) == {"K-S2@0", "K-S2:source@0", "K-S7@0", "K-S7:source@0"}
+    row = numbers["reconstruction"]["K-S7@0"]
+    assert row["test"]["rate_bits"]["value"] == pytest.approx(16 * 9) and row["train"]["n"] > row["test"]["n"]
+    assert {"controls@16", "vq@16", "expost-vae@16"} <= {c["name"] for c in body["claims"]}
+    assert (tmp_path / "figures" / "001.16px.smoke" / "K-S2.reconstructions.png").exists()
+
+
+def test_knee_claims_follow_the_numbers():
+    """Lower, higher and overlapping numbers give yes, no and undecided; a model worse than the mean image fails."""
+    from verisim.reproductions.knee_claims import claims as knee_claims
+
+    def around(value, se):
+        return Estimate(value, value - 2 * se, value + 2 * se, se).as_dict()
+
+    error = {"K-S1": 50, "K-S2": 40, "K-S4": 30, "K-S7": 11, "K-S8": 110}
+    distance = {
+        "K-S1:source": 9.0,
+        "K-S8:source": 3.0,
+        "K-S2": 5.0,
+        "K-S2:source": 4.9,
+        "K-S4": 8.0,
+        "K-S4:source": 2.0,
+    }
+    numbers = {
+        "reconstruction": {f"{s}@0": {"test": {"mse_1e-5": around(v, 1)}} for s, v in error.items()},
+        "trivial": {
+            "mean image": {"mse_1e-5": around(100, 1)},
+            "shuffled pixels": {"mse_1e-5": around(900, 1)},
+        },
+        "sampling": {"rows": {f"{s}@0": {"fd": {"domain": around(v, 0.2)}} for s, v in distance.items()}},
+    }
+    found = {c.name: c.holds for c in knee_claims(numbers, 64)}
+    assert found == {
+        "vq@64": True,
+        "controls@64": False,
+        "svae@64": True,
+        "intro@64": True,
+        "expost-vae@64": None,
+        "expost-svae@64": False,
+    }

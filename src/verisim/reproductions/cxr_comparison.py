@@ -66,7 +66,7 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale((16,), 1, 0.05, "small", 120, "quick", 300),
+    "smoke": Scale((16,), 1, 0.05, "small", 120, "smoke", 300),
     "small": Scale((32, 64), 3, 3.0, "small", 400, "full", 2500, literal_seeds=1),
     "full": Scale((64, 128), 3, 0.0, "full", 5000, "full", 20000),
 }

@@ -17,7 +17,7 @@ from verisim.reproductions.result import Claim, Options, Result
 SYSTEM, TUTORIAL = "X-D-fix", "X-D-tutorial"
 MARK = 0.54  # AUC
 SCALES = {
-    "smoke": Scale((32,), 1, 0.05, "small", 120, "quick", 300),
+    "smoke": Scale((32,), 1, 0.05, "small", 120, "smoke", 300),
     "small": Scale((32,), 3, 16.0, "small", 400, "full", 2500),
     "full": Scale((32,), 3, 0.0, "full", 5000, "full", 20000),
 }

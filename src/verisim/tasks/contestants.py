@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,14 @@ class Contestant:
 
 
 def from_model(
-    path: Path, name: str, n: int, held_out: Images, *, seed: int = 0, cache: Path | None = None
+    path: Path,
+    name: str,
+    n: int,
+    held_out: Images,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    options: Mapping[str, Any] | None = None,  # sampling options, e.g. {"prior": "normal"}
 ) -> Contestant:
     """Draw n images from a run folder or weights file and measure cost and likelihood.
 
@@ -45,19 +53,22 @@ def from_model(
     """
     weights = path / "weights.safetensors" if path.is_dir() else path
     metrics = path / "metrics.jsonl" if path.is_dir() else None
+    chosen = dict(options or {})
     key = f"{read_metadata(weights).get('sha256', '')} {n} {seed}" if weights.exists() else ""
+    key += f" {chosen}" if chosen else ""
     if cache is not None and cache.exists() and read_metadata(cache).get("key") == key:
         state = load_state(cache)
     else:
-        state = _draw(path, n, held_out, seed)
+        state = _draw(path, n, held_out, seed, chosen)
         if cache is not None:
             save_state(cache, state, header={"key": key})
     images = Images(state["pixels"].float(), held_out.spec, state["labels"])
     return Contestant(name, images.quantise(), state["facts"], metrics)
 
 
-def _draw(path: Path, n: int, held_out: Images, seed: int) -> dict[str, Any]:
+def _draw(path: Path, n: int, held_out: Images, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     model, card = load_model(path)
+    model.configure_sampling(**options)
     if card.spec.shape != held_out.spec.shape:
         raise VerisimError(
             f"{path} makes images of {card.spec.size}, the real ones are {held_out.spec.size}. "

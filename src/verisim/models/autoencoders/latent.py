@@ -163,6 +163,14 @@ class LatentModel(GenerativeModel):
             found = [net.encode(part.to(self.device)) for part in x.split(CHUNK)]
         return torch.cat([q.mean for q in found]), torch.cat([q.log_variance for q in found])
 
+    @torch.no_grad()
+    def rate_bits(self, x: Tensor) -> Tensor:
+        """(B,) float64 KL(q(z | x) || N(0, I)) in bits of images x (B, C, *S) in [-1, 1]."""
+        self.spec.check(x, "images to encode")
+        with evaluating(self._eval_net) as net:
+            found = [net.encode(part.to(self.device)).rate().double() for part in x.split(CHUNK)]
+        return torch.cat(found) / math.log(2)
+
     def encode(self, x: Tensor) -> Tensor:
         """Posterior mean (B, d) of images x (B, C, *S) in [-1, 1]."""
         return self.posterior(x)[0]

@@ -300,6 +300,10 @@ class VQVAE(GenerativeModel):
                 )
         return torch.cat(bits)
 
+    def rate_bits(self, x: Tensor) -> Tensor:
+        """(B,) float64: code_bits without a class."""
+        return self.code_bits(x)
+
     @torch.no_grad()
     def bits_per_dim(
         self, x: Tensor, condition: Tensor | None = None, generator: torch.Generator | None = None

@@ -1,0 +1,84 @@
+"""How near an autoencoder's reconstructions come, at what rate, and whether they still show the same thing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verisim.data.spec import Images
+from verisim.errors import VerisimError
+from verisim.metrics.bootstrap import mean_estimate
+from verisim.metrics.judges import JudgeSettings, fit, logits
+from verisim.metrics.reconstruction import score_reconstructions
+from verisim.roles import Autoencoder, Coder
+from verisim.seeding import generator
+
+DRAWS = 1000  # bootstrap resamples
+
+
+def reconstruct(model: Autoencoder, images: Images) -> Images:
+    """decode(encode(x)) from the posterior mean or the nearest codes, in 8-bit levels."""
+    pixels = model.decode(model.encode(images.pixels)).cpu().float()
+    return replace(images, pixels=pixels.clamp(images.spec.low, images.spec.high)).quantise()
+
+
+def reconstruction_scores(model: Autoencoder, images: Images) -> dict[str, Any]:
+    """MSE, PSNR, SSIM and MS-SSIM with intervals over patients, and the rate in bits per image."""
+    found = score_reconstructions(images, reconstruct(model, images))
+    rng = generator("reconstruction", 0)
+    scores = {k: e.as_dict() for k, e in found.estimates(rng, images.patients, DRAWS).items()}
+    rate = None
+    if isinstance(model, Coder):
+        rate = mean_estimate(model.rate_bits(images.pixels).cpu(), DRAWS, rng, images.patients).as_dict()
+    return {**scores, "rate_bits": rate, "n": len(images), "settings": found.settings}
+
+
+def trivial_scores(train: Images, images: Images) -> dict[str, dict[str, Any]]:
+    """What two models that know nothing reach: the mean training image, and the pixels in random order."""
+    rng = generator("trivial reconstructions", 0)
+    order = torch.randperm(images.spec.dims, generator=rng)
+    shuffled = images.pixels.flatten(1)[:, order].view_as(images.pixels)
+    mean = train.pixels.mean(0, keepdim=True).expand_as(images.pixels)
+    sets = {"mean image": mean, "shuffled pixels": shuffled}
+    return {
+        name: {
+            k: e.as_dict()
+            for k, e in score_reconstructions(images, replace(images, pixels=x))
+            .estimates(rng, images.patients, DRAWS)
+            .items()
+        }
+        for name, x in sets.items()
+    }
+
+
+def label_consistency(
+    train: Images, images: Images, again: Images, class_names: tuple[str, ...], seed: int = 0
+) -> dict[str, Any]:
+    """Does a classifier see the same class in a reconstruction as in its original (K-E7)? Per true class.
+
+    The classifier learns from `train`. "agreement": share of images whose class it leaves unchanged;
+    "toward": the class that reconstructions of this one are most often taken for. VerisimError without labels.
+    """
+    if train.labels is None or images.labels is None:
+        raise VerisimError("Grade consistency needs labels: name a column with --data.label.")
+    k = len(class_names)
+    judge = fit(train.pixels, train.labels, k, JudgeSettings(), seed, train.patients)
+    before, after = (logits(judge, x.pixels).argmax(1) for x in (images, again))
+    rows: dict[str, Any] = {"all": _agreement(before, after, images.labels, class_names)}
+    for c, name in enumerate(class_names):
+        mine = images.labels == c
+        if bool(mine.any()):
+            rows[name] = _agreement(before[mine], after[mine], images.labels[mine], class_names)
+    return rows
+
+
+def _agreement(before: Tensor, after: Tensor, label: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "n": len(label),
+        "accuracy_on_originals": float((before == label).double().mean()),
+        "agreement": float((before == after).double().mean()),
+        "toward": names[int(torch.bincount(after, minlength=len(names)).argmax())],
+    }
