@@ -102,7 +102,9 @@ def _traverse(args: Any) -> int:
         if not args.dims
         else "The latents that were asked for."
     )
-    page = write_page(out / "explorer.html", f"Latents of {args.run}", lead, traversal_sliders(found, use))
+    page = write_page(
+        out / "explorer.html", f"Latents of {Path(args.run).name}", lead, traversal_sliders(found, use)
+    )
     print(
         f"{numbers['active']} of {numbers['latents']} latents in use. {out / 'traversal.png'}\n{page.resolve()}"
     )
@@ -124,7 +126,7 @@ def _interpolate(args: Any) -> int:
     slider = Slider(
         "From one image to the other", "reconstructions at both ends", strip_png(frames), labels, 0, wide=wide
     )
-    page = write_page(out / "explorer.html", f"Between two images, {args.run}", "", [slider])
+    page = write_page(out / "explorer.html", f"Between two images, {Path(args.run).name}", "", [slider])
     print(f"{out / 'interpolation.png'}\n{page.resolve()}")
     return 0
 

@@ -43,6 +43,11 @@ def middle(x: Tensor) -> Tensor:
     return x[..., x.shape[-3] // 2, :, :]
 
 
+def step_text(step: Tensor) -> str:
+    """'+1.5 sd', '0 sd'."""
+    return f"{float(step):+.3g} sd" if float(step) else "0 sd"
+
+
 def traversal_png(found: Traversal, use: LatentUse) -> bytes:
     """Latents as rows, steps as columns, and at the end of each row where the latent acts."""
     volume = found.frames.ndim == 6
@@ -56,7 +61,7 @@ def traversal_png(found: Traversal, use: LatentUse) -> bytes:
             grey = (frames[k, i].clamp(-1, 1) + 1) / 2  # (C, H, W)
             axes[k, i].imshow(grey.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             if k == 0:
-                axes[k, i].set_title(f"{float(found.steps[i]):+g} sd", fontsize=8)
+                axes[k, i].set_title(step_text(found.steps[i]), fontsize=8)
         axes[k, -1].imshow(heat[k].numpy(), cmap="inferno", vmin=0)
         axes[k, 0].set_ylabel(f"z{j}\n{float(use.kl[j]):.2f} nats", fontsize=8)
     axes[0, -1].set_title("where", fontsize=8)
@@ -84,7 +89,7 @@ def heat_png(heat: Tensor, side: int = 192) -> bytes:
 def traversal_sliders(found: Traversal, use: LatentUse) -> list[Slider]:
     """One slider per latent."""
     volume = found.frames.ndim == 6
-    labels = [f"{float(s):+.2g} sd" for s in found.steps]
+    labels = [step_text(s) for s in found.steps]
     sliders = []
     for k, j in enumerate(found.dims):
         heat = middle(found.heat[k]) if volume else found.heat[k]

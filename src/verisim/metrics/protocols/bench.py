@@ -36,7 +36,9 @@ class FairSettings:
 
 PRESETS: dict[str, FairSettings] = {
     "full": FairSettings(),
-    "smoke": FairSettings(n_seeds=2, c2st_steps=15, bootstrap=50, domain_steps=10, max_fakes=150, judge_width=4),
+    "smoke": FairSettings(
+        n_seeds=2, c2st_steps=15, bootstrap=50, domain_steps=10, max_fakes=150, judge_width=4
+    ),
     "quick": FairSettings(n_seeds=2, c2st_steps=80, bootstrap=300, domain_steps=80, max_fakes=500),
 }
 
