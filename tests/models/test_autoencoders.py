@@ -317,7 +317,6 @@ def test_recipes_are_the_systems_of_the_source(recipe, latent):
     with torch.device("meta"):
         model = build_model(settings.pop("name"), settings, ImageSpec((256, 256)))
     assert model.latent == latent and settings["kernel"] == 4
-    assert found.settings("source")["data"] == {"size": 256} and found.settings("small")["data"] == {
-        "size": 64
-    }
+    assert found.settings("source")["data"] == {"phantom": "knee", "size": 256}
+    assert found.settings("small")["data"] == {"phantom": "knee", "size": 64}
     assert found.status == "partial" and found.page == "docs/autoencoders.md"

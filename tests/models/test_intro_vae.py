@@ -207,9 +207,11 @@ def test_bad_batches_move_nothing_and_ten_stop_the_run(kind):
     bad = {"image": torch.full((4, 1, 16, 16), torch.nan)}
     for _ in range(9):
         model.training_step(bad, 0)
+        model.end_step()
     assert changed(model, before) == set() and model.skipped_in_a_row == 9
+    model.training_step(bad, 0)
     with pytest.raises(VerisimError, match="ten steps in a row"):
-        model.training_step(bad, 0)
+        model.end_step()
 
 
 def test_the_decoder_step_sees_the_moved_encoder_under_autocast():

@@ -69,7 +69,6 @@ class IntroVAE(LatentModel):
         self.warmup_steps = warmup_steps
         self.alpha, self.beta, self.margin = alpha, beta, margin
         self.clip = clip
-        self.failed = False  # whether an update of this batch had to be skipped
         self.measured: Tensor
         self.register_buffer("measured", torch.zeros(2))  # running means of KL and squared error
 
@@ -103,14 +102,12 @@ class IntroVAE(LatentModel):
         x = batch["image"]  # (B, C, *S)
         group = self.training_groups(x, batch.get("label"))
         optimizer_e, optimizer_g = self.optimizers()  # type: ignore[attr-defined]
-        self.failed = False
         if self.step < self.warmup_steps:
             parts = self.warmup_step(x, group, [optimizer_e, optimizer_g])
         else:
             z_p = torch.randn(len(x), self.latent, device=x.device)
             parts, z = self.encoder_step(x, group, z_p, optimizer_e)
             parts |= self.generator_step(x, group, z, z_p, optimizer_g)
-        self.is_finite(torch.tensor(torch.nan if self.failed else 0.0))  # ten in a row stop the run
         self.log_parts(parts)
 
     def trial_loss(self, x: Tensor, label: Tensor | None) -> Tensor:
@@ -174,15 +171,13 @@ class IntroVAE(LatentModel):
 
     def _descend(self, loss: Tensor, optimizers: list[Any]) -> None:
         """Step `optimizers`, unless the loss or a gradient is not finite."""
-        finite = bool(torch.isfinite(loss).all())
-        if finite:
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            self.manual_backward(loss.mean())
-            held = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
-            norms = [nn.utils.clip_grad_norm_(parameters, self.clip or torch.inf) for parameters in held]
-            finite = all(bool(torch.isfinite(norm)) for norm in norms)
-        if finite:
+        if not self.is_finite(loss):
+            return
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss.mean())
+        held = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
+        norms = [nn.utils.clip_grad_norm_(parameters, self.clip or torch.inf) for parameters in held]
+        if self.is_finite(torch.stack(norms)):
             for optimizer in optimizers:
                 optimizer.step()
-        self.failed = self.failed or not finite
