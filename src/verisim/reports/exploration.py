@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from verisim.data.atomic import atomic_write
 from verisim.data.mosaic import mosaic
 from verisim.reports.figures import figure_png, image_png
+from verisim.reports.html import template
 from verisim.tasks.exploration import LatentUse, Traversal
 
 
@@ -105,13 +105,6 @@ def traversal_sliders(found: Traversal, use: LatentUse) -> list[Slider]:
 
 def write_page(path: Path, title: str, lead: str, sliders: list[Slider]) -> Path:
     """One HTML file with a slider per strip; works offline, nothing is loaded from elsewhere."""
-    env = Environment(
-        loader=PackageLoader("verisim.reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = env.get_template("explorer.html.j2").render(title=title, lead=lead, sliders=sliders)
+    page = template("explorer.html.j2").render(title=title, lead=lead, sliders=sliders)
     atomic_write(path, page.encode())
     return path

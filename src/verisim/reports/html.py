@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from verisim.data.atomic import atomic_write
-from verisim.data.spec import Images
 from verisim.reports.blocks import Report
+
+if TYPE_CHECKING:  # pages without images need no tensors
+    from verisim.data.spec import Images
 
 
 def render(content: Report) -> str:
     """The report as HTML text; every name and number is escaped."""
+    return template("report.html.j2").render(report=content)
+
+
+def template(name: str, package: str = "verisim.reports") -> Template:
+    """A page of the package's templates folder: everything is escaped, a missing value is an error."""
     env = Environment(
-        loader=PackageLoader("verisim.reports", "templates"),
+        loader=PackageLoader(package, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return env.get_template("report.html.j2").render(report=content)
+    return env.get_template(name)
 
 
 def write_report(path: Path, content: Report) -> Path:

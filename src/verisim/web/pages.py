@@ -9,10 +9,10 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from verisim.data.atomic import atomic_write
+from verisim.reports.html import template
 from verisim.web.study import Study
 
 
@@ -39,15 +39,8 @@ def page(study: Study, served: bool) -> str:
         "items": list(study.items),
         "images": images,
     }
-    env = Environment(
-        loader=PackageLoader("verisim.web", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     forms = list(study.forms.values())
-    return env.get_template("reading.html.j2").render(
+    return template("reading.html.j2", "verisim.web").render(
         title=study.title,
         served=served,
         policy=policy(served),
