@@ -58,21 +58,30 @@ class Development(nn.Module):
 
     ages: Tensor
 
-    def __init__(self, spec: ImageSpec, patients: Sequence[str], architecture: Architecture) -> None:
-        """spec: of the scans; patients: whom each of them shows, as in Images.patients."""
+    def __init__(
+        self,
+        spec: ImageSpec,  # of the scans: all are registered to one grid
+        names: Sequence[str],  # identities with a latent; see for_scans
+        architecture: Architecture,
+    ) -> None:
         super().__init__()
         a = architecture
-        if not patients:
-            raise VerisimError("A model of development needs to know whom each scan shows (Images.patients).")
         if a.latent < 0 or a.bands < 0:
             raise VerisimError(f"latent={a.latent}, bands={a.bands}; both must be 0 or more.")
+        if not names:
+            raise VerisimError("A model of development needs at least one subject to learn from.")
         self.spec, self.architecture = spec, a
-        self.names = tuple(dict.fromkeys(identities(patients, a.ssl)))
+        self.names = tuple(dict.fromkeys(names))
         inputs = 1 + spec.spatial_dims * (2 * a.bands or 1) + a.latent  # [t, x, y, z, l]
         self.net = CoordinateNet(inputs, spec.channels, a.hidden, a.layers, a.activation, a.omega)
         self.latents = nn.Parameter(torch.zeros(2 * len(self.names), a.latent))  # 2k, mirrored 2k + 1
         self.common = nn.Parameter(torch.zeros(a.latent), requires_grad=a.learn_global)  # l_G
         self.register_buffer("ages", torch.full((2,), math.nan))  # weeks: youngest, oldest
+
+    @classmethod
+    def for_scans(cls, images: Images, architecture: Architecture) -> Development:
+        """An untrained model with the latents that these scans need; VerisimError if they name no patients."""
+        return cls(images.spec, scan_identities(images, architecture.ssl), architecture)
 
     def forward(self, points: Tensor, ages: Tensor, latents: Tensor) -> Tensor:
         """Brightness (B, P, C), meant to be in [0, 1], at points (B, P, d) of B subjects with latents (B, L).
@@ -164,3 +173,10 @@ def identities(patients: Sequence[str], ssl: bool) -> tuple[str, ...]:
         seen[p] = seen.get(p, 0) + 1
         names.append(f"{p}/{seen[p]}")
     return tuple(names)
+
+
+def scan_identities(images: Images, ssl: bool) -> tuple[str, ...]:
+    """`identities` of scans; VerisimError if they do not say whom they show."""
+    if images.patients is None:
+        raise VerisimError("Development: these scans do not say whom they show. Set Images.patients.")
+    return identities(images.patients, ssl)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from verisim.data.spec import Images
 from verisim.data.stream import BatchStream
 from verisim.errors import VerisimError
-from verisim.models.implicit.development import CHUNK, Development, identities
+from verisim.models.implicit.development import CHUNK, Development, scan_identities
 from verisim.models.implicit.points import brain_masks, check_scans, draw_points, grid, mirrored
 from verisim.seeding import generator
 
@@ -64,13 +64,11 @@ def fit(
     not finite, and for subjects that the model has no latent for.
     """
     ages = check_scans(images, ages, model.spec, "development.fit")
-    if images.patients is None:
-        raise VerisimError("development.fit: these scans do not say whom they show. Set Images.patients.")
     if not 0 <= settings.sgla <= 1 or not 0 <= settings.mirror <= 1:
         raise VerisimError(
             f"development.fit: sgla={settings.sgla:g}, mirror={settings.mirror:g}; both are probabilities."
         )
-    rows = model.rows(identities(images.patients, model.architecture.ssl))
+    rows = model.rows(scan_identities(images, model.architecture.ssl))
     stream = BatchStream(images, settings.scans, settings.steps, lambda: 0, seed)
     batches = _Batches(model, images, ages, rows, brain_masks(images, masks), settings)
     weights = [*model.net.parameters(), *([model.common] if model.architecture.learn_global else [])]
