@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from verisim.models.implicit.development import Architecture, Development, ident
 from verisim.models.implicit.fitting import LatentFit, Training, accumulate, fit, fit_latents, look_up
 from verisim.models.implicit.points import draw_points, grid, mirrored
 from verisim.phantoms import growing_brain
+from verisim.recipes import catalogue
 from verisim.seeding import generator
 
 SMALL = Architecture(latent=4, hidden=8, layers=3)
@@ -334,6 +336,12 @@ def test_bad_scans_are_refused():
         fit(model, images, ages, FEW, masks=torch.ones(6, 16, 16))
     with pytest.raises(VerisimError, match=r"sgla=1.5.*probabilities"):
         fit(model, images, ages, replace(FEW, sgla=1.5))
+    with pytest.raises(VerisimError, match=r"steps=4, mirror_axis=2; .*from -2 to 1"):
+        fit(model, images, ages, replace(FEW, mirror_axis=2))
+    with pytest.raises(VerisimError, match=r"fit: pixels=5, .*share above 0 and up to 1"):
+        fit(model, images, ages, replace(FEW, pixels=5.0))
+    with pytest.raises(VerisimError, match=r"fit_latents: pixels=0, "):
+        fit_latents(model, images, ages, LatentFit(pixels=0.0))
 
 
 def test_unknown_subjects_are_refused():
@@ -367,3 +375,22 @@ def test_other_misuse_is_refused():
         Development.for_scans(images, Architecture(latent=-1))
     with pytest.raises(VerisimError, match=r"at least one subject"):
         Development(images.spec, [], SMALL)
+
+
+def test_page_runs_as_it_stands():
+    """The Python of docs/implicit.md, with its assertion."""
+    text = (Path(__file__).parents[2] / "docs" / "implicit.md").read_text()
+    code = "\n".join(part.split("```")[0] for part in text.split("```python\n")[1:])
+    names: dict = {}
+    exec(compile(code, "docs/implicit.md", "exec"), names)
+    assert names["film"].images.pixels.shape == (9, 1, 64, 64) and names["film"].extrapolated[-1]
+    assert names["average"].images.pixels.shape == (18, 1, 16, 16)
+
+
+def test_rows_of_the_catalogue():
+    """The systems are listed as partial, with this page, and say that no command trains them."""
+    rows = catalogue()
+    for name in ("B-K", "B-L", "B-L2", "B-O", "B-S3"):
+        assert rows[name].status == "partial" and rows[name].page == "docs/implicit.md"
+        with pytest.raises(VerisimError, match=r"of kind 'library' and cannot be trained"):
+            rows[name].settings("source")

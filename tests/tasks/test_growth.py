@@ -139,6 +139,29 @@ def test_volumes_are_fitted_too():
     assert (error[0] < error[1]).all()
 
 
+def test_both_measures_help():
+    """60 subjects, six of them seen twice: SSL and SGLA together are 2 dB above neither (spec 002, K.10)."""
+    again = torch.arange(6)
+    ages = 26 + 19 * torch.rand(60, generator=torch.Generator().manual_seed(1))
+    ages = torch.cat([ages, torch.where(ages[:6] > 35.5, ages[:6] - 6, ages[:6] + 6)])
+    scans = growing_brain.scan(torch.cat([torch.arange(60), again]), ages, 0, 16).images
+    first_ages = torch.linspace(28, 43, 12)
+    second_ages = torch.where(first_ages > 35.5, first_ages - 6, first_ages + 6)
+    first, second = (
+        growing_brain.scan(torch.arange(200, 212), a, 0, 16).images for a in (first_ages, second_ages)
+    )
+    found = {}
+    for ssl, sgla in ((False, 0.0), (True, 0.1)):
+        torch.manual_seed(0)
+        model = Development.for_scans(scans, replace(ARCHITECTURE, latent=32, ssl=ssl))
+        fit(model, scans, ages, replace(TRAINING, steps=500, pixels=0.3, lr=2e-3, sgla=sgla))
+        fitting = replace(FITTING, steps=60)
+        found[ssl, sgla] = float(
+            age_change(model, first, first_ages, second, second_ages, fitting).predicted.mean()
+        )
+    assert found[True, 0.1] > found[False, 0.0] + 2, found
+
+
 def test_misuse_is_refused(model, pairs):
     """One frame, impossible ages, pairs that are none."""
     with pytest.raises(VerisimError, match=r"1 frames asked for.*at least 2"):

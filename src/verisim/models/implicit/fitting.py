@@ -64,10 +64,7 @@ def fit(
     not finite, and for subjects that the model has no latent for.
     """
     ages = check_scans(images, ages, model.spec, "development.fit")
-    if not 0 <= settings.sgla <= 1 or not 0 <= settings.mirror <= 1:
-        raise VerisimError(
-            f"development.fit: sgla={settings.sgla:g}, mirror={settings.mirror:g}; both are probabilities."
-        )
+    _check(settings, model.spec.spatial_dims)
     rows = model.rows(scan_identities(images, model.architecture.ssl))
     stream = BatchStream(images, settings.scans, settings.steps, lambda: 0, seed)
     batches = _Batches(model, images, ages, rows, brain_masks(images, masks), settings)
@@ -88,15 +85,33 @@ def fit(
     return losses
 
 
+def _check(s: Training, dims: int) -> None:
+    """Raise VerisimError for settings that cannot be meant."""
+    if not 0 <= s.sgla <= 1 or not 0 <= s.mirror <= 1:
+        raise VerisimError(f"development.fit: sgla={s.sgla:g}, mirror={s.mirror:g}; both are probabilities.")
+    if s.steps < 1 or not -dims <= s.mirror_axis < dims:
+        raise VerisimError(
+            f"development.fit: steps={s.steps}, mirror_axis={s.mirror_axis}; at least one step and an axis from "
+            f"{-dims} to {dims - 1} are needed."
+        )
+    _check_shares(s.pixels, s.foreground, "development.fit")
+
+
+def _check_shares(pixels: float, foreground: float, where: str) -> None:
+    if not 0 < pixels <= 1 or not 0 <= foreground <= 1:
+        raise VerisimError(
+            f"{where}: pixels={pixels:g}, foreground={foreground:g}; pixels is a share above 0 and up to 1 of a "
+            f"scan's voxels, foreground one of 0 to 1 of those."
+        )
+
+
 def look_up(model: Development, rows: Tensor, own: Tensor) -> Tensor:
     """Latents (B, L): row `rows` of the table where `own` (B,), else the global one."""
     latents = model.common.expand(len(rows), -1).clone()
     if model.architecture.latent == 0 or not own.any():
         return latents
-    bound = {"max_norm": LATENT_BOUND, "norm_type": math.inf}
-    return latents.index_put(
-        (own.nonzero().flatten(),), F.embedding(rows[own], model.latents, sparse=True, **bound)
-    )
+    mine = F.embedding(rows[own], model.latents, max_norm=LATENT_BOUND, norm_type=math.inf, sparse=True)
+    return latents.index_put((own.nonzero().flatten(),), mine)
 
 
 def accumulate(
@@ -164,6 +179,7 @@ def fit_latents(
     """
     s = settings or LatentFit()
     ages = check_scans(images, ages, model.spec, "development.fit_latents").to(model.common.device)
+    _check_shares(s.pixels, s.foreground, "development.fit_latents")
     model.check_trained()
     masks = brain_masks(images, masks)
     values = images.pixels.flatten(2).transpose(1, 2)  # (n, V, C)
