@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from verisim.data.spec import Images, ImageSpec
-from verisim.errors import CheckpointError, RangeError, VerisimError
+from verisim.errors import CheckpointError, LossError, RangeError, VerisimError
 from verisim.hub.development import load_development, save_development
 from verisim.models.implicit.development import Architecture, Development, identities
 from verisim.models.implicit.fitting import LatentFit, Training, accumulate, fit, fit_latents, look_up
 from verisim.models.implicit.points import draw_points, grid, mirrored
+from verisim.models.implicit.progress import Progress
 from verisim.phantoms import growing_brain
 from verisim.recipes import catalogue
 from verisim.seeding import generator
@@ -45,10 +46,11 @@ def test_published_parameter_counts(size, parameters):
 
 def test_coordinates_are_the_sources():
     """(i - s / 2) / max: an axis of 256 spans [-0.5, 0.5), one of 192 [-0.375, 0.375); order as in the image."""
-    x = grid(ImageSpec((192, 256, 256)))
-    assert x.shape == (192 * 256 * 256, 3)
-    assert x.amin(0).tolist() == [-0.375, -0.5, -0.5]
-    assert x.amax(0).tolist() == pytest.approx([0.375 - 1 / 256, 0.5 - 1 / 256, 0.5 - 1 / 256])
+    x = grid(ImageSpec((192, 256)))
+    assert x.shape == (192 * 256, 2)
+    assert x.amin(0).tolist() == [-0.375, -0.5]
+    assert x.amax(0).tolist() == pytest.approx([0.375 - 1 / 256, 0.5 - 1 / 256])
+    assert grid(ImageSpec((6, 8, 8))).amin(0).tolist() == [-0.375, -0.5, -0.5]
     small = grid(ImageSpec((2, 4))).view(2, 4, 2)
     assert small[1, 3].tolist() == [0.0, 0.25] and small[0, 3].tolist() == [-0.25, 0.25]
 
@@ -160,6 +162,38 @@ def test_training_repeats():
     c = Development.for_scans(images, SMALL)
     fit(c, images, ages, FEW, seed=1)
     assert not torch.equal(a.latents, c.latents)
+
+
+@pytest.mark.parametrize("learn_global", [False, True])
+def test_a_killed_run_ends_the_same(tmp_path, learn_global):
+    """Seven steps at once are five, a restart from the file at step four, and three again: bit for bit."""
+    images, ages = scans()
+    s = replace(FEW, steps=7, sgla=0.3)
+
+    def run(steps, seed, progress=None):
+        torch.manual_seed(seed)  # first weights, which the file replaces
+        model = Development.for_scans(images, replace(SMALL, learn_global=learn_global))
+        return model, fit(model, images, ages, replace(s, steps=steps), progress=progress)
+
+    whole, losses = run(7, 0)
+    part = Progress(tmp_path / "state.safetensors", every=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "save", lambda self, *a, f=Progress.save: None if a[-1] == 5 else f(self, *a))
+        run(5, 0, part)  # the file says 4
+    again, rest = run(7, 1, part)
+    assert rest == losses[4:]
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    with pytest.raises(CheckpointError, match=r"belongs to another run: lr is 0.001 there and 0.5 here"):
+        fit(again, images, ages, replace(s, lr=0.5), progress=part)
+
+
+def test_a_loss_that_is_not_finite_stops():
+    """By name of the step, before any weight is touched."""
+    model, images, ages = trained()
+    with torch.no_grad():
+        next(model.net.parameters()).fill_(math.inf)
+    with pytest.raises(LossError, match=r"loss of step 0 is nan. Lower lr"):
+        fit(model, images, ages, FEW)
 
 
 def problem():

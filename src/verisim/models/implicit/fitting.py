@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from verisim.data.spec import Images
 from verisim.data.stream import BatchStream
-from verisim.errors import VerisimError
+from verisim.errors import LossError, VerisimError
 from verisim.models.implicit.development import CHUNK, Development, scan_identities
 from verisim.models.implicit.points import brain_masks, check_scans, draw_points, grid, mirrored
+from verisim.models.implicit.progress import Progress
 from verisim.seeding import generator
 
 LATENT_BOUND = 1.0  # largest absolute entry of a latent; a longer one is scaled down as a whole
@@ -57,10 +58,12 @@ def fit(
     *,
     masks: Tensor | None = None,  # (N, 1, *S) bool, the brain; None = what is not dark
     seed: int = 0,
+    progress: Progress | None = None,  # a file to go on from if the run is killed
 ) -> list[float]:
-    """Train network and latents on random voxels of random scans; returns the loss of every step.
+    """Train network and latents on random voxels of random scans; returns the loss of every step of this call.
 
-    Step k depends on (seed, k) alone. Raises VerisimError for scans of another shape, for ages that are missing or
+    What step k draws depends on (seed, k) alone, so that a run that goes on from its file ends bit for bit as one
+    that was never stopped. LossError for a loss that is not finite. Raises VerisimError for scans of another shape, for ages that are missing or
     not finite, and for subjects that the model has no latent for.
     """
     ages = check_scans(images, ages, model.spec, "development.fit")
@@ -68,21 +71,33 @@ def fit(
     rows = model.rows(scan_identities(images, model.architecture.ssl))
     stream = BatchStream(images, settings.scans, settings.steps, lambda: 0, seed)
     batches = _Batches(model, images, ages, rows, brain_masks(images, masks), settings)
-    weights = [*model.net.parameters(), *([model.common] if model.architecture.learn_global else [])]
-    adam = torch.optim.AdamW(weights, settings.lr, weight_decay=settings.weight_decay)
-    lazy = torch.optim.SparseAdam([model.latents], settings.latent_lr)
+    adam, lazy = _optimisers(model, settings)
     model.ages.copy_(torch.stack([model.ages[0].fmin(ages.min()), model.ages[1].fmax(ages.max())]))
-    losses = []
-    for k in range(settings.steps):
+    run = {**asdict(settings), "seed": seed, "images": len(images)}
+    del run["steps"]  # a finished run may go on
+    first = progress.load(model, [adam, lazy], run) if progress else 0
+    losses: list[float] = []
+    for k in range(first, settings.steps):
         points, age, target, row, own = batches.draw(stream.indices(k), generator("development", seed, k))
         adam.zero_grad()
         lazy.zero_grad()
         latents = look_up(model, row, own)
         losses.append(accumulate(model, points, age, latents, target, settings.chunk) / len(row))
+        if not math.isfinite(losses[-1]):
+            raise LossError(f"development.fit: the loss of step {k} is {losses[-1]}. Lower lr and latent_lr.")
         adam.step()
         if model.latents.grad is not None:
             lazy.step()
+        if progress and ((k + 1) % progress.every == 0 or k + 1 == settings.steps):
+            progress.save(model, [adam, lazy], run, k + 1)
     return losses
+
+
+def _optimisers(model: Development, s: Training) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """AdamW for the network (and the global latent if it learns), lazy Adam for the subjects' latents."""
+    weights = [*model.net.parameters(), *([model.common] if model.architecture.learn_global else [])]
+    adam = torch.optim.AdamW(weights, s.lr, weight_decay=s.weight_decay)
+    return adam, torch.optim.SparseAdam([model.latents], s.latent_lr)
 
 
 def _check(s: Training, dims: int) -> None:
