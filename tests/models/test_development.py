@@ -149,6 +149,7 @@ def test_latents_are_bounded():
     model, _, _ = trained()
     with torch.no_grad():
         model.latents[0] = torch.tensor([2.0, -4.0, 1.0, 0.0])
+    assert model.latents_of(model.names[:1])[0].tolist() == [0.5, -1.0, 0.25, 0.0]
     used = look_up(model, torch.tensor([0, 0]), torch.tensor([True, False]))
     assert torch.allclose(used[0], torch.tensor([0.5, -1.0, 0.25, 0.0]), atol=1e-5) and not used[1].any()
 

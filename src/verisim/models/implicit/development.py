@@ -25,6 +25,7 @@ from verisim.models.implicit.points import AGE_UNIT, grid
 from verisim.nets.implicit import CoordinateNet, fourier_features
 
 CHUNK = 1 << 17  # points that the network sees at a time; memory is proportional to it
+LATENT_BOUND = 1.0  # largest absolute entry of a latent; a longer one is scaled down as a whole
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,13 @@ class Development(nn.Module):
 
     def latents_of(self, names: Sequence[str]) -> Tensor:
         """Latents (n, L) of trained identities: subjects, or 'subject/k' for scan k without SSL."""
-        return self.latents.detach()[self.rows(names)]
+        return bounded(self.latents.detach()[self.rows(names)])
 
     def average_latent(self, kind: str = "zero") -> Tensor:
         """(1, L) of nobody: 'zero' = the global latent, 'mean' = the mean of all subjects' (spec 002, O)."""
         if kind not in ("zero", "mean"):
             raise VerisimError(f"There is no average latent '{kind}'. Known: mean, zero.")
-        latent = self.common if kind == "zero" else self.latents[::2].mean(0)
+        latent = self.common if kind == "zero" else bounded(self.latents[::2]).mean(0)
         return latent.detach()[None]
 
     # --- rendering --------------------------------------------------------------------------------
@@ -161,6 +162,13 @@ class Development(nn.Module):
                 f"({n}, {self.architecture.latent}) is meant."
             )
         return latents.expand(n, -1)
+
+
+def bounded(latents: Tensor) -> Tensor:
+    """Latents (n, L), those with an entry beyond LATENT_BOUND scaled down to it."""
+    if latents.shape[1] == 0:
+        return latents
+    return latents / (latents.abs().amax(1, keepdim=True) / LATENT_BOUND).clamp(min=1)
 
 
 def identities(patients: Sequence[str], ssl: bool) -> tuple[str, ...]:

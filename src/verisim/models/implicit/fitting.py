@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from verisim.data.spec import Images
 from verisim.data.stream import BatchStream
 from verisim.errors import LossError, VerisimError
-from verisim.models.implicit.development import CHUNK, Development, scan_identities
+from verisim.models.implicit.development import CHUNK, LATENT_BOUND, Development, bounded, scan_identities
 from verisim.models.implicit.points import brain_masks, check_scans, draw_points, grid, mirrored
 from verisim.models.implicit.progress import Progress
 from verisim.seeding import generator
-
-LATENT_BOUND = 1.0  # largest absolute entry of a latent; a longer one is scaled down as a whole
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ def fit(
     """Train network and latents on random voxels of random scans; returns the loss of every step of this call.
 
     What step k draws depends on (seed, k) alone, so that a run that goes on from its file ends bit for bit as one
-    that was never stopped. LossError for a loss that is not finite. Raises VerisimError for scans of another shape, for ages that are missing or
-    not finite, and for subjects that the model has no latent for.
+    that was never stopped. Raises VerisimError for scans of another shape, for ages that are missing or not finite
+    and for subjects that the model has no latent for; LossError for a loss that is not finite.
     """
     ages = check_scans(images, ages, model.spec, "development.fit")
     _check(settings, model.spec.spatial_dims)
@@ -212,7 +210,7 @@ def fit_latents(
             accumulate(model, p, ages, latents, y, s.chunk)
             adam.step()
             with torch.no_grad():
-                latents /= (latents.abs().amax(1, keepdim=True) / LATENT_BOUND).clamp(min=1)
+                latents.copy_(bounded(latents))
     return latents.detach()
 
 
