@@ -25,11 +25,11 @@ STATUSES = ("done", "partial", "planned")  # partial: it runs, but its results a
 
 @dataclass(frozen=True)
 class Recipe:
-    """One system of the catalogue; `model` is empty for evaluations and phantoms."""
+    """One system of the catalogue; `model` is empty for all kinds but "model"."""
 
     id: str  # e.g. X-D-fix, unique over all sources
     title: str
-    kind: str  # model | evaluation | phantom
+    kind: str  # model | evaluation | phantom | library (used from Python; no command yet)
     source: str  # document, section, equation
     task: str
     inputs: str

@@ -1,0 +1,1 @@
+"""Models of images as functions of space, age and subject."""
