@@ -78,6 +78,9 @@ class GenerativeModel(LightningModule):
         """Factor on every learning rate at `step` of `total` (None = unknown); constant by default."""
         return 1.0
 
+    def prepare(self, x: Tensor) -> None:
+        """Called once before the first step with the training images (N, C, *S), e.g. to measure them."""
+
     def finalise(self, x: Tensor, label: Tensor | None) -> None:
         """Called once after training with the training images (N, C, *S), e.g. to fit a latent density."""
 
@@ -87,6 +90,10 @@ class GenerativeModel(LightningModule):
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
         """Take back what extra_state() gave."""
+
+    def stored_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Constructor arguments as the weights file keeps them: enough to rebuild the model from it alone."""
+        return settings
 
     def use_channels_last(self) -> None:
         """Lay weights out as convolutions like them; numbers change by rounding only."""

@@ -48,6 +48,7 @@ def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Esti
     parameters = sum(p.numel() for p in model.parameters())
     index = torch.arange(settings.batch_size) % len(images)
     batch = images.subset(index)
+    model.prepare(batch.pixels)
     saved: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ def train(
         checkpoint = run.newest_checkpoint() if resume else None
         if checkpoint is not None:
             _check_fits(model, load_state(checkpoint), checkpoint)
+        else:
+            model.prepare(images.pixels)
         stopped = _fit(run, model, images, settings, checkpoint, quiet)
         if stopped is not None:
             return Outcome(model, None, stopped)
