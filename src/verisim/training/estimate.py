@@ -67,5 +67,6 @@ def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Esti
         loss.backward()
         seconds = time.perf_counter() - begin
     copies = 4 + (1 if settings.ema else 0)  # weights, gradients, two moments, average; float32
-    memory = copies * 4 * parameters + sum(saved.values())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)  # of a first stage
+    memory = 4 * (copies * (parameters - frozen) + frozen) + sum(saved.values())
     return Estimate(parameters, memory, seconds, settings.max_steps or None)

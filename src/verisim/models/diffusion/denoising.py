@@ -27,18 +27,19 @@ from verisim.diffusion.samplers import SAMPLERS
 from verisim.diffusion.schedules import TABLES, make_sigmas, vp_linear_table
 from verisim.diffusion.stepping import Callback, draw_noise, noise_source
 from verisim.errors import VerisimError
-from verisim.models.base import GenerativeModel, Loss
+from verisim.models.base import Loss
 from verisim.models.diffusion.backbones import Backbone, cropped, on_any_size, padded
-from verisim.models.diffusion.first_stage import build_representation, load_representation
+from verisim.models.diffusion.first_stage import build_representation
 from verisim.models.diffusion.guide import Guide, load_averaged, load_guide
 from verisim.models.diffusion.options import DiffusionOptions, check_representation, default_options
+from verisim.models.diffusion.represented import RepresentedModel
 from verisim.models.diffusion.training_noise import Noise, check_learned_variance, distribution
 from verisim.models.diffusion.walk import decoded_steps, in_image_space, reverse, reverse_variance, walk
 from verisim.nets.blocks import EmbeddingKind
 from verisim.nets.dit import DiT
 
 
-class DenoisingDiffusion(GenerativeModel):
+class DenoisingDiffusion(RepresentedModel):
     """A denoising network with its training noise and its sampler. Raises VerisimError on bad settings."""
 
     family = "diffusion"
@@ -140,38 +141,6 @@ class DenoisingDiffusion(GenerativeModel):
         self._average: tuple[nn.Module, ...] = ()  # network averaged over a chosen length; no submodule
         self.options = default_options(parametrisation, self.training_noise, sampler, steps, schedule, clip)
         self.options = check_representation(self.options, self.representation, learned_variance, clip)
-
-    # --- representation ---------------------------------------------------------------------------
-
-    @property
-    def sigma_data(self) -> float:
-        """The standard deviation of what is denoised; of its widest channel where they differ."""
-        spread = self.representation.spread
-        return self._parametrisation.sigma_data if spread is None else float(spread.max())
-
-    @property
-    def parametrisation(self) -> Parametrisation:
-        """What the network is asked for, with the standard deviation of each channel that is denoised."""
-        spread = self.representation.spread
-        if spread is None:
-            return self._parametrisation
-        return Parametrisation(self._parametrisation.name, spread, self.table)
-
-    def prepare(self, x: Tensor) -> None:
-        """Measure the statistics of the representation on the training images, unless it has them."""
-        self.representation.measure(x)
-
-    def stored_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """With the first stage's description in place of its path: the weights file holds its weights."""
-        return self.representation.stored_settings(settings)
-
-    def extra_state(self) -> dict[str, Tensor]:
-        """The representation's weights and statistics; nothing for pixels."""
-        return {f"representation.{k}": v for k, v in self.representation.state_dict().items()}
-
-    def load_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what extra_state() gave; CheckpointError if it does not fit."""
-        load_representation(self.representation, state)
 
     # --- training ---------------------------------------------------------------------------------
 

@@ -239,18 +239,3 @@ def build_representation(
         "latent": lambda: Latent(image, first_stage, latent_codes),
     }
     return pick(makers, name, "representation")()
-
-
-def load_representation(representation: Representation, state: dict[str, Tensor]) -> None:
-    """Load `representation.*` tensors of a weights file; CheckpointError naming what does not fit."""
-    given = {
-        k.removeprefix("representation."): v for k, v in state.items() if k.startswith("representation.")
-    }
-    want = representation.state_dict()
-    odd = sorted(set(given) ^ set(want)) or [k for k in want if given[k].shape != want[k].shape]
-    if odd:
-        raise CheckpointError(
-            f"The weights file does not hold this model's {representation.name} representation: {len(odd)} "
-            f"tensors differ, first '{odd[0]}'."
-        )
-    representation.load_state_dict(given)
