@@ -105,13 +105,14 @@ class Latent(Representation):
         model, self.card = _described(first_stage) if self.described else _trained(first_stage)
         _check_stage(self.card, image, "described in the model's file" if self.described else first_stage)
         self.stage = STAGES[self.card.model](model, codes)
-        self.stage.requires_grad_(False).eval()
+        self.stage.requires_grad_(False)
         self.spec = replace(image, channels=self.stage.channels, size=tuple(self.stage.grid), spacing=None)
         self.mean: Tensor  # (C',) float32; NaN = not measured yet
         self.std: Tensor  # (C',)
         self.register_buffer("mean", torch.full((self.stage.channels,), math.nan))
         self.register_buffer("std", torch.full((self.stage.channels,), math.nan))
         self.register_load_state_dict_post_hook(_weights_have_come)
+        self.eval()
 
     def encode(self, x: Tensor) -> Tensor:
         self._require_statistics()
