@@ -91,9 +91,9 @@ class GenerativeModel(LightningModule):
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
         """Take back what extra_state() gave."""
 
-    def stored_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Constructor arguments as the weights file keeps them: enough to rebuild the model from it alone."""
-        return settings
+    def settings_to_rebuild(self) -> dict[str, Any]:
+        """Constructor arguments that take the place of those given where the model is rebuilt from its own files."""
+        return {}
 
     def use_channels_last(self) -> None:
         """Lay weights out as convolutions like them; numbers change by rounding only."""
@@ -214,6 +214,7 @@ class GenerativeModel(LightningModule):
             "seed": self.seed,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "settings": self.settings_to_rebuild(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

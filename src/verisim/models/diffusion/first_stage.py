@@ -158,9 +158,9 @@ class Latent(Representation):
         """The first stage is frozen: it stays in evaluation mode."""
         return super().train(False)
 
-    def stored_settings(self, settings: dict) -> dict:
-        """With the first stage's description in place of its path."""
-        return {**settings, "first_stage": self.card.to_json()}
+    def settings_to_rebuild(self) -> dict[str, str]:
+        """The first stage's description in place of its path."""
+        return {"first_stage": self.card.to_json()}
 
     def agrees(self, other: Representation) -> bool:
         if not (super().agrees(other) and isinstance(other, Latent)):
@@ -196,7 +196,9 @@ def _described(text: str) -> tuple[GenerativeModel, ModelCard]:
         card = ModelCard.from_json(text)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"The description of the first stage is damaged ({type(e).__name__}).") from e
-    return build_model(card.model, card.settings, card.spec, card.num_classes), card
+    model = build_model(card.model, card.settings, card.spec, card.num_classes)
+    model.use_channels_last()  # as load_model leaves it: then resuming is exact to the last bit
+    return model, card
 
 
 def _check_stage(card: ModelCard, image: ImageSpec, where: str) -> None:

@@ -71,9 +71,9 @@ class Representation(nn.Module):
         pool = F.adaptive_avg_pool2d if part.ndim == 4 else F.adaptive_avg_pool3d
         return pool(part.float(), self.spec.size) == 1
 
-    def stored_settings(self, settings: dict) -> dict:
-        """The model's settings as its weights file keeps them, from which it is rebuilt."""
-        return settings
+    def settings_to_rebuild(self) -> dict[str, str]:
+        """Model settings that change where the model is rebuilt from its own files."""
+        return {}
 
     def agrees(self, other: Representation) -> bool:
         """True if z means the same in both."""

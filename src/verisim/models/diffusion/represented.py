@@ -38,9 +38,9 @@ class RepresentedModel(GenerativeModel):
         """Measure the statistics of the representation on the training images, unless it has them."""
         self.representation.measure(x)
 
-    def stored_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """With the first stage's description in place of its path: the weights file holds its weights."""
-        return self.representation.stored_settings(settings)
+    def settings_to_rebuild(self) -> dict[str, Any]:
+        """The first stage's description in place of its path: the model's own files hold its weights."""
+        return self.representation.settings_to_rebuild()
 
     def extra_state(self) -> dict[str, Tensor]:
         """The representation's weights and statistics; nothing for pixels."""
