@@ -227,9 +227,13 @@ def build_representation(
     latent_codes: bool,
 ) -> Representation:
     """The representation by name. VerisimError for settings that it does not have, if they are not the default."""
-    owners = (("levels", "haar", levels != 1), ("low_scale", "haar", low_scale != 1))
-    owners += (("band_std", "haar", bool(band_std)), ("first_stage", "latent", bool(first_stage)))
-    owners += (("latent_codes", "latent", latent_codes),)
+    owners = (
+        ("levels", "haar", levels != 1),
+        ("low_scale", "haar", low_scale != 1),
+        ("band_std", "haar", bool(band_std)),
+        ("first_stage", "latent", bool(first_stage)),
+        ("latent_codes", "latent", latent_codes),
+    )
     for setting, owner, is_set in owners:
         if is_set and name != owner:
             raise VerisimError(

@@ -68,7 +68,7 @@ class Representation(nn.Module):
         part = mask.expand(-1, -1, *self.image.size).all(dim=1, keepdim=True)
         if self.spec.size == self.image.size:
             return part
-        pool = F.adaptive_avg_pool2d if part.ndim == 4 else F.adaptive_avg_pool3d
+        pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if part.ndim == 4 else F.adaptive_avg_pool3d
         return pool(part.float(), self.spec.size) == 1
 
     def settings_to_rebuild(self) -> dict[str, str]:
