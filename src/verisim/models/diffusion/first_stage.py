@@ -133,7 +133,7 @@ class Latent(Representation):
     @property
     def spread(self) -> Tensor:
         self._require_statistics()
-        return torch.ones(1, device=self.std.device)
+        return torch.ones(1)  # on the CPU: read at every step
 
     def _require_statistics(self) -> None:
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all()):
