@@ -140,3 +140,24 @@ def test_weights_of_another_model_are_refused(tmp_path):
     save_model(tmp_path / "w.safetensors", model, ModelCard("conv_vae", wrong, model.spec))
     with pytest.raises(CheckpointError, match="does not fit model 'conv_vae'"):
         load_model(tmp_path / "w.safetensors")
+
+
+def test_every_representation_keeps_the_contract(tmp_path):
+    """A diffusion model of wavelet bands or latents: images out, repeatable, rebuilt from its file alone."""
+    stage = made("vqvae", (16, 16))
+    save_model(tmp_path / "s", stage, ModelCard("vqvae", SMALL["vqvae"], stage.spec))
+    extra = {"haar": {"low_scale": 0.5}, "latent": {"first_stage": str(tmp_path / "s")}}
+    x = torch.rand(6, 1, 16, 16, generator=generator(3)) * 2 - 1
+    for name, more in extra.items():
+        settings = {**SMALL["diffusion"], "representation": name, "allow_small_features": True, **more}
+        model = build_model("diffusion", settings, stage.spec, 3)
+        model.prepare(x)
+        loss = model.trial_loss(x, torch.tensor([0, 1, 2, 0, 1, 2]))
+        loss.backward()
+        model.eval().use_channels_last()
+        a, b = (model.sample(2, torch.tensor([0, 2]), generator(s)) for s in (1, 2))
+        model.spec.check(a)
+        assert torch.isfinite(loss) and not torch.equal(a, b) and isinstance(model, Sampler)
+        save_model(tmp_path / "w", model, ModelCard("diffusion", settings, model.spec, 3))
+        again, _ = load_model(tmp_path / "w")
+        assert torch.equal(again.sample(2, torch.tensor([0, 2]), generator(1)), a)

@@ -5,8 +5,10 @@ import pytest
 from verisim.cli.train import build_parser
 from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
+from verisim.hub.weights import ModelCard, save_model
 from verisim.models import MODELS, build_model
 from verisim.recipes import catalogue, load_recipe, parse
+from verisim.training.source import DataSettings
 
 RECIPES = catalogue()
 VARIANTS = [(r.id, v) for r in RECIPES.values() if r.model for v in ["source", *r.variants]]
@@ -18,13 +20,26 @@ def test_every_variant_is_understood(recipe, variant):
     build_parser(recipe, variant)
 
 
-@pytest.mark.parametrize("recipe", sorted(r.id for r in RECIPES.values() if "small" in r.variants))
-def test_small_variants_build(recipe):
-    """The small variant of every model can be constructed at its own size."""
-    settings = RECIPES[recipe].settings("small")
+SMALL = [(r, v) for r, v in VARIANTS if v in ("small", "small-3d")]
+
+
+@pytest.mark.parametrize(("recipe", "variant"), SMALL)
+def test_small_variants_build(recipe, variant, tmp_path):
+    """The small variants of every model can be constructed at their own size, after their first stage if they have one."""
+    settings = RECIPES[recipe].settings(variant)
     model = dict(settings["model"])
-    size = settings["data"]["size"]
-    build_model(model.pop("name"), model, ImageSpec((size, size)))
+    spec = ImageSpec(DataSettings(**settings["data"]).shape)
+    if model.get("representation") == "latent":
+        first = RECIPES[f"{recipe}.1"].settings(variant)
+        assert first["data"] == settings["data"]
+        model["first_stage"] = str(saved_stage(tmp_path / "w", dict(first["model"]), spec))
+    build_model(model.pop("name"), model, spec)
+
+
+def saved_stage(path, settings, spec):
+    name = settings.pop("name")
+    save_model(path, build_model(name, settings, spec), ModelCard(name, settings, spec))
+    return path
 
 
 def test_every_model_has_a_recipe():

@@ -30,7 +30,7 @@ def repaint(
     a stretch again after noising the whole back up lets the two agree. The known part comes out
     unchanged. Raises VerisimError for a mask that is not bool or does not fit.
     """
-    _check_mask(mask, x)
+    check_mask(mask, x)
     check_steps(resamples)
     check_steps(jump)
     generator = noise_source(generator, x)
@@ -50,7 +50,8 @@ def repaint(
     return x
 
 
-def _check_mask(mask: Tensor, x: Tensor) -> None:
+def check_mask(mask: Tensor, x: Tensor) -> None:
+    """VerisimError for a mask that is not bool or does not broadcast to x (B, C, *S)."""
     if mask.dtype != torch.bool:
         raise VerisimError(
             f"The inpainting mask is {mask.dtype}; it must be bool, True where the image is known. "

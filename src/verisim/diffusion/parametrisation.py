@@ -20,7 +20,7 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # F(x_in, c_noise, 
 
 
 class Coefficients(NamedTuple):
-    """(B,) float64 each."""
+    """(B,) float64 each; (B, C) where each channel has its own sigma_data, but for c_noise."""
 
     c_skip: Tensor
     c_out: Tensor
@@ -29,10 +29,11 @@ class Coefficients(NamedTuple):
     c_data: Tensor  # 1 - c_skip, without cancellation
 
 
-Formula = Callable[[Tensor, float, Tensor], Coefficients]  # sigma (B,), sigma_data, table (T,)
+# sigma (B,), sigma_data, table (T,); or sigma (B, 1) and sigma_data (C,)
+Formula = Callable[[Tensor, float | Tensor, Tensor], Coefficients]
 
 
-def edm(sigma: Tensor, sigma_data: float, table: Tensor) -> Coefficients:
+def edm(sigma: Tensor, sigma_data: float | Tensor, table: Tensor) -> Coefficients:
     """Karras 2022, table 1: input and target of unit variance at every level; c_noise = ln(sigma) / 4."""
     total = sigma**2 + sigma_data**2
     return Coefficients(
@@ -44,7 +45,7 @@ def edm(sigma: Tensor, sigma_data: float, table: Tensor) -> Coefficients:
     )
 
 
-def epsilon(sigma: Tensor, sigma_data: float, table: Tensor) -> Coefficients:
+def epsilon(sigma: Tensor, sigma_data: float | Tensor, table: Tensor) -> Coefficients:
     """F = eps (Ho 2020, eq. 14): x0 = x - sigma F. Input sqrt(alpha_bar) x, c_noise = step 0...T - 1."""
     return Coefficients(
         c_skip=torch.ones_like(sigma),
@@ -55,7 +56,7 @@ def epsilon(sigma: Tensor, sigma_data: float, table: Tensor) -> Coefficients:
     )
 
 
-def x0(sigma: Tensor, sigma_data: float, table: Tensor) -> Coefficients:
+def x0(sigma: Tensor, sigma_data: float | Tensor, table: Tensor) -> Coefficients:
     """F = x0."""
     return Coefficients(
         c_skip=torch.zeros_like(sigma),
@@ -66,7 +67,7 @@ def x0(sigma: Tensor, sigma_data: float, table: Tensor) -> Coefficients:
     )
 
 
-def v(sigma: Tensor, sigma_data: float, table: Tensor) -> Coefficients:
+def v(sigma: Tensor, sigma_data: float | Tensor, table: Tensor) -> Coefficients:
     """F = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans 2022, appendix D)."""
     total = 1 + sigma**2  # alpha_bar = 1 / total
     return Coefficients(
@@ -78,7 +79,7 @@ def v(sigma: Tensor, sigma_data: float, table: Tensor) -> Coefficients:
     )
 
 
-def flow(sigma: Tensor, sigma_data: float, table: Tensor) -> Coefficients:
+def flow(sigma: Tensor, sigma_data: float | Tensor, table: Tensor) -> Coefficients:
     """F = eps - x0, the rectified-flow velocity (Liu 2022): x0 = y - t F, y = (1 - t) x, t = c_noise."""
     t = sigma / (1 + sigma)
     return Coefficients(c_skip=1 - t, c_out=-t, c_in=1 - t, c_noise=t, c_data=t)
@@ -94,17 +95,23 @@ class Parametrisation:
     def __init__(
         self,
         name: str,  # key of PARAMETRISATIONS
-        sigma_data: float = 0.5,  # standard deviation of the data (edm)
+        sigma_data: float | Tensor = 0.5,  # standard deviation of the data (edm); (C,) = of each channel
         table: Tensor | None = None,  # sigma of training steps 1...T (epsilon, x0, v); None = linear betas
     ) -> None:
         self.formula = pick(PARAMETRISATIONS, name, "parametrisation")
         self.name = name
-        self.sigma_data = check_sigma_data(sigma_data)
+        for s in sigma_data.tolist() if isinstance(sigma_data, Tensor) else [sigma_data]:
+            check_sigma_data(s)
+        self.sigma_data = sigma_data
         self.table = vp_linear_table() if table is None else table.double()
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """The coefficients at noise levels sigma (B,) > 0, float64."""
-        return self.formula(sigma.double(), self.sigma_data, self.table.to(sigma.device))
+        table = self.table.to(sigma.device)
+        if not isinstance(self.sigma_data, Tensor):
+            return self.formula(sigma.double(), self.sigma_data, table)
+        c = self.formula(sigma.double()[:, None], self.sigma_data.to(sigma.device).double(), table)
+        return c._replace(c_noise=c.c_noise[:, 0])
 
     def denoise(self, network: Network, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x0 | x] of x (B, C, *S) at levels sigma (B,); dtype and shape of x."""
@@ -123,10 +130,11 @@ class Parametrisation:
     def target(self, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
         """What the network should answer for x = x0 + sigma eps; shape of x0."""
         c = self.coefficients(sigma)
-        return wide(c.c_data / c.c_out, x0) * x0 - wide(c.c_skip * sigma.double() / c.c_out, x0) * eps
+        noise = sigma.double().view(-1, *[1] * (c.c_skip.ndim - 1))
+        return wide(c.c_data / c.c_out, x0) * x0 - wide(c.c_skip * noise / c.c_out, x0) * eps
 
     def weight(self, sigma: Tensor, min_snr_gamma: float = 0.0) -> Tensor:
-        """Weight (B,) float64 on the network's squared error; 1 unless min_snr_gamma > 0.
+        """Weight (B,) or (B, C) float64 on the network's squared error; 1 unless min_snr_gamma > 0.
 
         Hang 2023: min(SNR, gamma) on the error of x0, SNR = 1 / sigma^2; times c_out^2 for the
         network's own (for epsilon that is min(SNR, gamma) / SNR).
@@ -135,7 +143,9 @@ class Parametrisation:
             raise VerisimError(f"min_snr_gamma = {min_snr_gamma:g}: it must be 0 (off) or positive, e.g. 5.")
         if min_snr_gamma == 0:
             return torch.ones_like(sigma, dtype=torch.float64)
-        return self.coefficients(sigma).c_out ** 2 * (sigma.double() ** -2).clamp(max=min_snr_gamma)
+        c_out = self.coefficients(sigma).c_out
+        snr = (sigma.double() ** -2).view(-1, *[1] * (c_out.ndim - 1))
+        return c_out**2 * snr.clamp(max=min_snr_gamma)
 
     def loss(
         self,
@@ -164,7 +174,10 @@ class Parametrisation:
         square = (f - self.target(x0, eps, sigma)).square()
         if pixels is not None:
             square = square * pixels
-        return self.weight(sigma, min_snr_gamma).to(x0.dtype) * square.flatten(1).mean(1)
+        weight = self.weight(sigma, min_snr_gamma)
+        if weight.ndim > 1:
+            return (wide(weight, square) * square).flatten(1).mean(1)
+        return weight.to(x0.dtype) * square.flatten(1).mean(1)
 
 
 def step_number(sigma: Tensor, table: Tensor) -> Tensor:
@@ -181,5 +194,5 @@ def step_number(sigma: Tensor, table: Tensor) -> Tensor:
 
 
 def wide(c: Tensor, x: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ..., 1) in the dtype of x."""
-    return c.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    """(B,) -> (B, 1, ..., 1), or (B, C) -> (B, C, 1, ..., 1), in the dtype of x."""
+    return c.to(x.dtype).view(*c.shape, *[1] * (x.ndim - c.ndim))

@@ -47,6 +47,7 @@ def save_model(path: Path, model: GenerativeModel, card: ModelCard, half: bool =
 
     half=True stores large float tensors in bfloat16: half the size, for publishing.
     """
+    card = dataclasses.replace(card, settings={**card.settings, **model.settings_to_rebuild()})
     net = {k: _store(v, half) for k, v in model.sampling_net.state_dict().items()}
     return save_state(path, {"net": net, "extra": model.extra_state()}, header={"card": card.to_json()})
 

@@ -78,6 +78,9 @@ class GenerativeModel(LightningModule):
         """Factor on every learning rate at `step` of `total` (None = unknown); constant by default."""
         return 1.0
 
+    def prepare(self, x: Tensor) -> None:
+        """Called once before the first step with the training images (N, C, *S), e.g. to measure them."""
+
     def finalise(self, x: Tensor, label: Tensor | None) -> None:
         """Called once after training with the training images (N, C, *S), e.g. to fit a latent density."""
 
@@ -87,6 +90,10 @@ class GenerativeModel(LightningModule):
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
         """Take back what extra_state() gave."""
+
+    def settings_to_rebuild(self) -> dict[str, Any]:
+        """Constructor arguments that take the place of those given where the model is rebuilt from its own files."""
+        return {}
 
     def use_channels_last(self) -> None:
         """Lay weights out as convolutions like them; numbers change by rounding only."""
@@ -207,6 +214,7 @@ class GenerativeModel(LightningModule):
             "seed": self.seed,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "settings": self.settings_to_rebuild(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -48,23 +49,32 @@ def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Esti
     parameters = sum(p.numel() for p in model.parameters())
     index = torch.arange(settings.batch_size) % len(images)
     batch = images.subset(index)
+    model.prepare(batch.pixels)
+    seconds, saved = 0.0, 0
+    for _ in range(2):
+        begin = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+            loss, saved = with_saved_bytes(lambda: model.trial_loss(batch.pixels, batch.labels))
+        loss.backward()
+        seconds = time.perf_counter() - begin
+    copies = 4 + (1 if settings.ema else 0)  # weights, gradients, two moments, average; float32
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)  # of a first stage
+    memory = 4 * (copies * (parameters - frozen) + frozen) + saved
+    return Estimate(parameters, memory, seconds, settings.max_steps or None)
+
+
+def with_saved_bytes(forward: Callable[[], Tensor], without: Iterable[Tensor] = ()) -> tuple[Tensor, int]:
+    """forward(), and the bytes that it keeps for the backward pass; each storage counts once.
+
+    `without`: tensors that do not count, e.g. weights. What checkpointing keeps is not seen.
+    """
+    others = {t.untyped_storage().data_ptr() for t in without}
     saved: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
         saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
-    seconds = 0.0
-    for _ in range(2):
-        saved.clear()
-        begin = time.perf_counter()
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-            torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"),
-        ):
-            loss = model.trial_loss(batch.pixels, batch.labels)
-        loss.backward()
-        seconds = time.perf_counter() - begin
-    copies = 4 + (1 if settings.ema else 0)  # weights, gradients, two moments, average; float32
-    memory = copies * 4 * parameters + sum(saved.values())
-    return Estimate(parameters, memory, seconds, settings.max_steps or None)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = forward()
+    return loss, sum(size for place, size in saved.items() if place not in others)

@@ -64,15 +64,19 @@ def train(
     """
     with run.locked() if is_first_process() else contextlib.nullcontext():
         seed_everything(settings.seed, verbose=False)
-        model = build_model(plan.name, plan.settings, images.spec, len(class_names))
+        checkpoint = run.newest_checkpoint() if resume else None
+        state = {} if checkpoint is None else load_state(checkpoint)
+        own = state.get("verisim", {}).get("settings", {})  # what it needs not read from elsewhere again
+        model = build_model(plan.name, {**plan.settings, **own}, images.spec, len(class_names))
         model.seed = settings.seed
         if settings.ema:
             model.enable_ema(settings.ema)
         if settings.snapshot_steps:
             model.enable_power_ema()
-        checkpoint = run.newest_checkpoint() if resume else None
         if checkpoint is not None:
-            _check_fits(model, load_state(checkpoint), checkpoint)
+            _check_fits(model, state, checkpoint)
+        else:
+            model.prepare(images.pixels)
         stopped = _fit(run, model, images, settings, checkpoint, quiet)
         if stopped is not None:
             return Outcome(model, None, stopped)

@@ -1,7 +1,7 @@
-"""Denoising diffusion in pixel space: DDPM (Ho 2020) to EDM (Karras 2022), in 2D and 3D.
+"""Denoising diffusion: DDPM (Ho 2020) to EDM (Karras 2022), in 2D and 3D, of pixels, wavelet bands or latents.
 
 One network F, one parametrisation that makes it a denoiser D(x, sigma), one sampler that walks a noise
-schedule. The system of source 004 (section 3 D) is these settings:
+schedule. What is denoised is z = representation.encode(x), the image itself by default. The system of source 004 (section 3 D) is these settings:
 
     parametrisation "epsilon", noise "vp_linear", sampler "ddpm", schedule "vp_linear", steps 1000,
     channels (128, 128, 256, 256, 512, 512), attention in level 5 of 6, lr 1e-4, warmup 500, cosine_decay
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
-from verisim.diffusion.chain import ChainBound, chain_bound
+from verisim.diffusion.chain import ChainBound, chain_bound, fixed_variance
 from verisim.diffusion.learned_variance import denoise_with_variance, hybrid_loss
 from verisim.diffusion.likelihood import BIN, variational_bound
 from verisim.diffusion.parametrisation import STEP_NUMBERED, Parametrisation
@@ -27,17 +27,19 @@ from verisim.diffusion.samplers import SAMPLERS
 from verisim.diffusion.schedules import TABLES, make_sigmas, vp_linear_table
 from verisim.diffusion.stepping import Callback, draw_noise, noise_source
 from verisim.errors import VerisimError
-from verisim.models.base import GenerativeModel, Loss
+from verisim.models.base import Loss
 from verisim.models.diffusion.backbones import Backbone, cropped, on_any_size, padded
+from verisim.models.diffusion.first_stage import build_representation
 from verisim.models.diffusion.guide import Guide, load_averaged, load_guide
-from verisim.models.diffusion.options import DiffusionOptions, default_options
+from verisim.models.diffusion.options import DiffusionOptions, check_representation, default_options
+from verisim.models.diffusion.represented import RepresentedModel
 from verisim.models.diffusion.training_noise import Noise, check_learned_variance, distribution
-from verisim.models.diffusion.walk import reverse, reverse_variance, walk
+from verisim.models.diffusion.walk import decoded_steps, in_image_space, reverse, reverse_variance, walk
 from verisim.nets.blocks import EmbeddingKind
 from verisim.nets.dit import DiT
 
 
-class DenoisingDiffusion(GenerativeModel):
+class DenoisingDiffusion(RepresentedModel):
     """A denoising network with its training noise and its sampler. Raises VerisimError on bad settings."""
 
     family = "diffusion"
@@ -50,6 +52,12 @@ class DenoisingDiffusion(GenerativeModel):
         spec: ImageSpec,
         num_classes: int = 0,
         *,
+        representation: Literal["pixels", "haar", "latent"] = "pixels",  # what is denoised
+        levels: int = 1,  # haar: halvings
+        low_scale: float = 1.0,  # haar: factor on the low band; 1 = orthonormal, 0.333 = WDM
+        band_std: tuple[float, ...] = (),  # haar: standard deviation of each band; () = measured
+        first_stage: str = "",  # latent: run folder or weights file of a trained vqvae, or conv_vae with head conv
+        latent_codes: bool = False,  # latent, vqvae: denoise code vectors, not what the encoder gives before them
         parametrisation: Literal["edm", "epsilon", "x0", "v", "flow"] = "edm",
         sigma_data: float = 0.5,  # standard deviation of the images in [-1, 1]; 0.5 suits chest X-rays
         noise: Noise = "auto",  # of training; vp_...: steps of that grid
@@ -88,10 +96,18 @@ class DenoisingDiffusion(GenerativeModel):
         allow_small_features: bool = False,  # permit feature maps below 4 pixels (for demonstrations)
     ) -> None:
         super().__init__(spec, num_classes)
+        self.representation = build_representation(
+            representation,
+            spec,
+            levels=levels,
+            low_scale=low_scale,
+            band_std=tuple(band_std),
+            first_stage=first_stage,
+            latent_codes=latent_codes,
+        )
         self.training_noise = distribution(noise, parametrisation)
         self.table = TABLES.get(self.training_noise, vp_linear_table)()  # (T,) float64
-        self.parametrisation = Parametrisation(parametrisation, sigma_data, self.table)
-        self.sigma_data = sigma_data
+        self._parametrisation = Parametrisation(parametrisation, sigma_data, self.table)
         self.p_mean, self.p_std = p_mean, p_std
         self.min_snr_gamma = min_snr_gamma
         self.label_dropout = label_dropout
@@ -118,16 +134,19 @@ class DenoisingDiffusion(GenerativeModel):
             allow_small_features=allow_small_features,
         )
         embedding: EmbeddingKind = "sinusoidal" if parametrisation in STEP_NUMBERED else "fourier"
-        self.net = plan.build(spec, spec.channels * (1 + learned_variance), num_classes, embedding)
+        z = self.representation.spec
+        self.net = plan.build(z, z.channels * (1 + learned_variance), num_classes, embedding)
         self.stride = int(self.net.stride)
         self.guide: Guide | None = None  # weaker denoiser of autoguidance
         self._average: tuple[nn.Module, ...] = ()  # network averaged over a chosen length; no submodule
         self.options = default_options(parametrisation, self.training_noise, sampler, steps, schedule, clip)
+        self.options = check_representation(self.options, self.representation, learned_variance, clip)
 
     # --- training ---------------------------------------------------------------------------------
 
     def training_loss(self, x: Tensor, label: Tensor | None) -> Loss:
         """Weighted denoising error (B,) of images x (B, C, *S); part "sigma" is the noise drawn."""
+        x = self.representation.encode(x)
         label = self._drop_labels(label)
         sigma = self.draw_sigma(len(x)).to(x)  # (B,)
         eps, p, gamma = torch.randn_like(x), self.parametrisation, self.min_snr_gamma
@@ -169,7 +188,10 @@ class DenoisingDiffusion(GenerativeModel):
     # --- denoising, sampling, likelihood ----------------------------------------------------------
 
     def denoise(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """E[x0 | x0 + sigma eps = x]; x (B, C, *S), sigma (B,), condition (B,) or None = null class."""
+        """E[x0 | x0 + sigma eps = x]; x (B, C, *S), sigma (B,), condition (B,) or None = null class.
+
+        x is what the representation makes of images: model.representation.encode and decode lead there and back.
+        """
         return self.denoise_with_variance(x, sigma, condition)[0]
 
     def denoise_with_variance(
@@ -203,7 +225,7 @@ class DenoisingDiffusion(GenerativeModel):
     ) -> Tensor:
         """n images (n, C, *S) float32 in [-1, 1]; condition (n,) classes or None = no class.
 
-        `callback` gets a verisim.diffusion.stepping.Step after every denoising (previews).
+        `callback` gets a verisim.diffusion.stepping.Step after every denoising, its x and x0 as images (previews).
         """
         if n < 1:
             raise VerisimError(f"{n} images asked; at least 1 is needed.")
@@ -213,10 +235,10 @@ class DenoisingDiffusion(GenerativeModel):
         images = []
         for rows in torch.arange(n).split(self.options.batch):
             label = None if condition is None else condition[rows.to(condition.device)]
-            empty = torch.empty(len(rows), *self.spec.shape, device=self.device)
+            empty = torch.empty(len(rows), *self.representation.spec.shape, device=self.device)
             x = float(sigmas[0]) * draw_noise(empty, generator)
-            x = walk(self, label)(x, sigmas, generator=generator, callback=callback)
-            images.append(x.clamp(-1, 1))
+            x = walk(self, label)(x, sigmas, generator=generator, callback=decoded_steps(self, callback))
+            images.append(self.representation.decode(x).clamp(-1, 1))
         return torch.cat(images)
 
     def sigmas(self) -> Tensor:
@@ -237,6 +259,7 @@ class DenoisingDiffusion(GenerativeModel):
         before = self.options
         super().configure_sampling(**options)
         try:
+            check_representation(self.options, self.representation)
             reverse_variance(self)
             if "guide" in options:
                 self.guide = load_guide(self, self.options.guide) if self.options.guide else None
@@ -258,7 +281,7 @@ class DenoisingDiffusion(GenerativeModel):
     ) -> ChainBound:
         """Parts of the bound of the discrete chain of the present schedule; as many evaluations as steps."""
         label = self.check_condition(len(x), condition)
-        return chain_bound(reverse(self, label), x, self.sigmas(), generator=generator)
+        return chain_bound(in_image_space(self, reverse(self, label)), x, self.sigmas(), generator=generator)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -267,8 +290,9 @@ class DenoisingDiffusion(GenerativeModel):
         """(B,) upper bound in bits per dimension of 8-bit images x (B, C, *S) in [-1, 1]."""
         label = self.check_condition(len(x), condition)
         low = max(BIN, float(self.table[0])) if self.training_noise in TABLES else BIN
+        plain = in_image_space(self, fixed_variance(lambda y, sigma: self.denoise(y, sigma, label)))
         bound = variational_bound(
-            lambda y, sigma: self.denoise(y, sigma, label),
+            lambda y, sigma: plain(y, sigma)[0],
             x,
             sigma_data=self.sigma_data,
             sigma_min=low,

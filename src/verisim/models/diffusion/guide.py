@@ -40,6 +40,13 @@ def load_guide(model: DenoisingDiffusion, name: str) -> Guide:
         )
     if not isinstance(other, Denoiser):
         raise CheckpointError(f"The guide {path} is a {other.family} model; a diffusion model is needed.")
+    theirs = getattr(other, "representation", None)
+    agree = model.representation.name == "pixels" if theirs is None else model.representation.agrees(theirs)
+    if not agree:
+        raise CheckpointError(
+            f"The guide {path} denoises another representation than this model's {model.representation.name}. "
+            f"Choose one with the same settings and, for latents, the same first stage and statistics."
+        )
     return other.denoise
 
 

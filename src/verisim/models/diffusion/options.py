@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from verisim.diffusion.guidance import check_scale
 from verisim.diffusion.samplers import SAMPLERS
 from verisim.diffusion.schedules import SCHEDULES, check_steps
 from verisim.errors import VerisimError, pick
 from verisim.models.base import SamplingOptions
+from verisim.models.diffusion.representation import Representation
 from verisim.models.power_ema import exponent
 
 VARIANCES = {"auto": 0.0, "lower": 0.0, "upper": 1.0, "learned": 0.0}  # v where it is a constant
@@ -91,4 +92,26 @@ def default_options(
         steps=steps or (best_steps if same else 20),
         schedule=best_schedule if same and schedule == "auto" else schedule,
         clip=parametrisation == "epsilon" if clip == "auto" else clip == "on",
+    )
+
+
+def check_representation(
+    options: DiffusionOptions,
+    representation: Representation,
+    learned_variance: bool = False,
+    clip: str = "on",  # "auto" = clipping is a default that may be dropped
+) -> DiffusionOptions:
+    """The options, without automatic clipping where there is none. VerisimError for what cannot be combined."""
+    if learned_variance and representation.name != "pixels":
+        raise VerisimError(
+            f"learned_variance is bounded by the grey values of pixels; representation '{representation.name}' has "
+            f"none. Set it to false, or choose representation pixels."
+        )
+    if not options.clip or representation.clips:
+        return options
+    if clip == "auto":
+        return replace(options, clip=False)
+    raise VerisimError(
+        f"clip = true has no meaning for representation '{representation.name}': its decoder already keeps images "
+        f"within [-1, 1], and encoding them again would not give the latent back. Set clip to false."
     )

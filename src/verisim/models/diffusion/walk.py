@@ -11,7 +11,7 @@ from torch import Tensor
 from verisim.diffusion.chain import Reverse, ancestral, fixed_variance
 from verisim.diffusion.guidance import autoguidance, classifier_free
 from verisim.diffusion.samplers import SAMPLERS
-from verisim.diffusion.stepping import Denoise
+from verisim.diffusion.stepping import Callback, Denoise
 from verisim.errors import VerisimError
 from verisim.models.diffusion.options import VARIANCES
 
@@ -34,6 +34,30 @@ def walk(model: DenoisingDiffusion, label: Tensor | None) -> Callable[..., Tenso
     return partial(run, guided(model, label, model.denoise), **extra.get(o.sampler, {}))
 
 
+def decoded_steps(model: DenoisingDiffusion, callback: Callback | None) -> Callback | None:
+    """callback with the state and the estimate of each step as images."""
+    r = model.representation
+    if callback is None or r.name == "pixels":
+        return callback
+    return lambda step: callback(step._replace(x=r.decode(step.x), x0=r.decode(step.x0)))
+
+
+def in_image_space(model: DenoisingDiffusion, reverse: Reverse) -> Reverse:
+    """The reverse step seen from images, for likelihoods. VerisimError unless z is a rotation of the image."""
+    r = model.representation
+    if not r.orthonormal:
+        raise VerisimError(
+            f"Bits per dimension are not defined for this model: its {r.name} representation is not orthonormal, "
+            f"so a density of it is none of the image. Use representation pixels, or haar with low_scale 1."
+        )
+
+    def seen(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        z0, v = reverse(r.encode(x), sigma)
+        return r.decode(z0), v.new_full(x.shape, float(v.flatten()[0]))  # one number: not learned here
+
+    return reverse if r.name == "pixels" else seen
+
+
 def guided(model: DenoisingDiffusion, label: Tensor | None, plain: Callable[..., Tensor]) -> Denoise:
     """denoise(x, sigma) from plain(x, sigma, label): with class, guidance by class and network, clipping."""
     o = model.options
@@ -47,7 +71,7 @@ def guided(model: DenoisingDiffusion, label: Tensor | None, plain: Callable[...,
         return model.guide(x, sigma, label)
 
     both = strong if model.guide is None else autoguidance(strong, weak, o.autoguidance)
-    return (lambda x, sigma: both(x, sigma).clamp(-1, 1)) if o.clip else both
+    return (lambda x, sigma: model.representation.clip(both(x, sigma))) if o.clip else both
 
 
 def reverse_variance(model: DenoisingDiffusion) -> str:
