@@ -1,6 +1,6 @@
 """Memory of a training step in 3D: pixels, patch 2, wavelet bands, and MONAI's network on pixels.
 
-    python benchmarks/diffusion_memory.py [--size 64] [--backward] [--batch 1]
+    python benchmarks/diffusion_memory.py [--size 64] [--backward] [--batch 1] [--out FILE]
 
 What is counted: bytes kept for the backward pass by the forward pass of the training loss, each storage once,
 weights left out. That is measured, on any device the same, and what grows with the image; weights, gradients
@@ -13,7 +13,9 @@ has in its middle. It needs einops for that; without it its row is left out.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the volume, a multiple of 8")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--backward", action="store_true", help="run the backward pass too")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/diffusion_memory.json"))
     args = parser.parse_args()
     x = torch.rand(args.batch, 1, *[args.size] * 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     rows: dict[str, tuple[int, int]] = {}
@@ -103,6 +106,14 @@ def main() -> None:
     for name, (parameters, kept) in rows.items():
         table.add_row(name, f"{parameters:,}", f"{kept / 2**20:.1f}", f"{base / kept:.2f}")
     Console().print(table)
+    found = {
+        name: {"parameters": parameters, "saved_mib": kept / 2**20, "times_less": base / kept}
+        for name, (parameters, kept) in rows.items()
+    }
+    settings = {"size": args.size, "batch": args.batch, "precision": "float32", "base": next(iter(rows))}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({**settings, "torch": torch.__version__, "rows": found}, indent=1) + "\n")
+    Console().print(f"Written to {args.out}")
 
 
 if __name__ == "__main__":
