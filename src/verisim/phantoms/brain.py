@@ -10,7 +10,6 @@ Image i of a seed is the same whatever n is: factors are drawn in blocks of 16, 
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import torch
@@ -123,8 +122,7 @@ def make(
         return {k: v[: stop - start] for k, v in {**drawn, **sizes}.items() if v.ndim == 1}
 
     keep_freed_memory()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # blocks are independent
-        parts = list(pool.map(fill, range(0, n, BLOCK)))
+    parts = [fill(k) for k in range(0, n, BLOCK)]
     kept = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
     mm = spacing(full)
     spec = ImageSpec(full, len(contrasts), spacing=(mm,) * len(full), modality="phantom-MR")

@@ -10,7 +10,6 @@ from its own seed, and rendered in pieces whose borders do not depend on n.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -114,8 +113,8 @@ def make(
             start += take
 
     keep_freed_memory()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # blocks are independent
-        list(pool.map(fill, range(0, n, BLOCK)))
+    for k in range(0, n, BLOCK):
+        fill(k)
     spec = ImageSpec((size, size), modality="phantom-chest")
     return Phantom(Images(pixels, spec, labels=factors["finding"].long()), factors)
 

@@ -11,7 +11,6 @@ Lengths without unit count in radii of the subject at that age. A scan depends o
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from scipy.special import ellipe
@@ -116,8 +115,8 @@ def scan(subjects: Tensor, ages: Tensor, seed: int = 0, size: int | tuple[int, .
         render(some, full, spacing(full), seed, pixels[part], codes[part])
 
     keep_freed_memory()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # scans are independent
-        list(pool.map(fill, range(0, len(ages), BLOCK)))
+    for k in range(0, len(ages), BLOCK):
+        fill(k)
     spec = ImageSpec(full, spacing=(spacing(full),) * len(full), modality="phantom-MR")
     names = tuple(f"subject-{k:04d}" for k in subjects.tolist())
     images = Images(pixels, spec, labels=(ages >= TERM).long(), patients=names)

@@ -9,7 +9,6 @@ from its own seed. Lengths are fractions of the image's side.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import torch
@@ -87,8 +86,8 @@ def make(
             start += take
 
     keep_freed_memory()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # blocks are independent
-        list(pool.map(fill, range(0, n, BLOCK)))
+    for k in range(0, n, BLOCK):
+        fill(k)
     labels = factors["grade"].long()
     return Phantom(Images(pixels, ImageSpec(full, modality="phantom-knee"), labels=labels), factors)
 
