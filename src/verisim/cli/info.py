@@ -28,9 +28,12 @@ def main(argv: list[str]) -> int:
 
 
 def _recipe(name: str) -> dict[str, Any]:
+    from verisim.hub.published import published_weights
     from verisim.recipes import load_recipe
 
-    return {k: v for k, v in asdict(load_recipe(name)).items() if v}
+    recipe = load_recipe(name)
+    mine = [w for w in published_weights() if w.rpartition(".")[0] == recipe.id]
+    return {k: v for k, v in {**asdict(recipe), "weights": ", ".join(mine)}.items() if v}
 
 
 def _run(path: Path) -> dict[str, Any]:

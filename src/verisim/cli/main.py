@@ -14,6 +14,7 @@ VERBS = {
     "data": "check a folder of images: what is in it and what is wrong with it",
     "train": "train a model from a recipe, or resume a run",
     "sample": "make images with a trained model",
+    "export": "write a trained model to one file that others can sample from",
     "evaluate": "judge one generator against held-out real images",
     "compare": "judge several generators side by side and write an HTML report",
     "detect": "map what is unusual in images, calibrated on held-out normal ones",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from verisim.data.spec import ImageSpec
 from verisim.errors import CheckpointError
+from verisim.hub.published import find_published, published_weights
 from verisim.models import build_model
 from verisim.models.base import GenerativeModel
 from verisim.training.checkpoint import load_state, read_metadata, save_state
@@ -85,7 +86,7 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[GenerativeModel, 
 
 
 def resolve(path: Path | str) -> Path:
-    """The weights file of a run folder, or the file itself."""
+    """The weights file of a run folder, the file itself, or what comes with verisim under that name."""
     path = Path(path)
     if path.is_dir():
         if not (path / "weights.safetensors").exists():
@@ -93,6 +94,12 @@ def resolve(path: Path | str) -> Path:
                 f"{path} holds no weights.safetensors. If it is an unfinished run: verisim train --resume {path}"
             )
         return path / "weights.safetensors"
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist. 'verisim list' prints the recipes to train.")
-    return path
+    if path.exists():
+        return path
+    published = find_published(str(path))
+    if published is None:
+        raise CheckpointError(
+            f"{path} does not exist. 'verisim list' prints the recipes to train; weights come with verisim "
+            f"for: {', '.join(published_weights()) or 'none'}."
+        )
+    return published

@@ -12,6 +12,7 @@ import torch
 from verisim.data.folder import load_images
 from verisim.data.spec import Images, ImageSpec
 from verisim.errors import VerisimError
+from verisim.hub.published import find_published
 from verisim.hub.weights import load_model
 from verisim.models.base import GenerativeModel
 from verisim.roles import Likelihood
@@ -115,14 +116,22 @@ def from_folder(path: Path, name: str, spec: ImageSpec) -> Contestant:
 
 
 def open_source(path: str, n: int, held_out: Images, *, seed: int = 0) -> Contestant:
-    """A run folder, a weights file, or a folder of images made elsewhere."""
-    where = Path(path)
+    """A run folder, a weights file, a recipe whose weights come with verisim, or a folder of images."""
+    where, is_model = locate(path)
+    name = where.name.removesuffix(".safetensors") or str(where)
+    if is_model:
+        return from_model(where, name, n, held_out, seed=seed)
+    return from_folder(where, name, held_out.spec)
+
+
+def locate(source: str) -> tuple[Path, bool]:
+    """Where a source of images is, and whether it is a model. VerisimError if there is no such thing."""
+    where = Path(source)
     if not where.exists():
-        raise VerisimError(f"{path} does not exist. Give run folders, weights files or folders of images.")
-    is_model = where.is_file() or (where / "config.yaml").exists() or (where / "weights.safetensors").exists()
-    name = where.name or str(where)
-    return (
-        from_model(where, name, n, held_out, seed=seed)
-        if is_model
-        else from_folder(where, name, held_out.spec)
-    )
+        published = find_published(source)
+        if published is None:
+            raise VerisimError(
+                f"{source} does not exist. Give run folders, weights files or folders of images."
+            )
+        return published, True
+    return where, where.is_file() or any((where / f).exists() for f in ("config.yaml", "weights.safetensors"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from verisim.metrics.utility import (
 )
 from verisim.seeding import generator as seeded
 from verisim.tasks.comparison import held_out
-from verisim.tasks.contestants import Contestant, from_model
+from verisim.tasks.contestants import Contestant, from_model, locate
 from verisim.training.run_folder import environment
 
 CHANCE = 0.5
@@ -59,11 +58,9 @@ def labelled_source(path: str, n: int, dataset: Dataset, column: str, seed: int)
 
     VerisimError where its classes are not those of the real images.
     """
-    where, real = Path(path), held_out(dataset)
-    if not where.exists():
-        raise VerisimError(f"{path} does not exist. Give run folders, weights files or folders of images.")
-    if where.is_file() or any((where / f).exists() for f in ("config.yaml", "weights.safetensors")):
-        card = read_card(resolve(path))
+    (where, is_model), real = locate(path), held_out(dataset)
+    if is_model:
+        card = read_card(resolve(where))
         if tuple(card.class_names) != dataset.class_names:
             has = ", ".join(card.class_names) or "none (train it with --data.label)"
             raise VerisimError(
