@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
     chosen = {f.name: getattr(args, f.name) for f in fields(model.Options)}
     model.configure_sampling(**{k: v for k, v in chosen.items() if v is not None})
     label = class_index(card, args.label) if args.label else None
-    look, affine, facts = preview_of(args, model), None, {}
+    look, affine = preview_of(args, model), None
+    facts: dict[str, Any] = {}
     if args.inpaint or args.mask:
         made, affine, facts = fill(args, model, card, label, look)
     else:

@@ -205,7 +205,9 @@ def write_samples(
     columns = _columns(images.spec.channels, contrasts, suffix)
     spec = images.spec if len(columns) == 1 else replace(images.spec, channels=1)
     digits = max(4, len(str(max(len(images) - 1, 0))))
-    place, paths, rows = DicomPlace(), [], []
+    place = DicomPlace()
+    paths: list[Path] = []
+    rows: list[list[str]] = []
     for i in range(len(images)):
         files = [f"sample_{i:0{digits}d}{ending}{suffix}" for ending, _ in columns.values()]
         label = "" if images.labels is None else str(int(images.labels[i]))

@@ -59,7 +59,7 @@ def generate(
     chunks = [k for k in range(math.ceil(n / CHUNK)) if k % world_size == rank]
     labels = choose_labels(card, n, seed, label)
     pixels, kept = [], []
-    draw = model.sample if callback is None else with_callback(model, callback)
+    draw: Callable[..., Tensor] = model.sample if callback is None else with_callback(model, callback)
     start = time.perf_counter()
     for k in track(chunks, "sampling", disable=not progress or len(chunks) < 2, transient=True):
         m = min(CHUNK, n - k * CHUNK)
@@ -83,7 +83,8 @@ def with_callback(model: GenerativeModel, callback: Callback) -> Callable[..., T
         raise VerisimError(
             f"A {model.family} model does not sample by denoising, so there is nothing to preview. Leave --preview out."
         )
-    return partial(model.sample, callback=callback)
+    sample: Callable[..., Tensor] = model.sample
+    return partial(sample, callback=callback)
 
 
 def choose_labels(card: ModelCard, n: int, seed: int, label: int | None) -> Tensor | None:
