@@ -240,3 +240,14 @@ def test_sharded_training_says_what_it_lacks(toy, tmp_path, noise_images, monkey
     budget = TrainSettings(max_steps=1, batch_size=2, strategy="fsdp", devices=2, **changes)
     with pytest.raises(VerisimError, match=text):
         train(RunFolder(tmp_path / "run"), PLAN, noise_images, budget, quiet=True)
+
+
+def test_masks_reach_the_training_step(toy, tmp_path, noise_images, monkeypatch):
+    """Each batch that a model sees holds the codes (B, 1, *S) uint8 of its own images."""
+    codes = (noise_images.pixels > 0).to(torch.uint8)
+    seen = []
+    monkeypatch.setattr(toy, "on_train_batch_start", lambda self, batch, i: seen.append(batch), raising=False)
+    images = Images(noise_images.pixels, noise_images.spec, noise_images.labels, segmentation=codes)
+    train(run_folder(tmp_path / "run"), PLAN, images, settings(max_steps=2, accelerator="cpu"), quiet=True)
+    assert len(seen) == 2 and all(b["mask"].dtype == torch.uint8 for b in seen)
+    assert all(torch.equal(b["mask"], (b["image"] > 0).to(torch.uint8)) for b in seen)
