@@ -17,6 +17,7 @@ VERBS = {
     "export": "write a trained model to one file that others can sample from",
     "evaluate": "judge one generator against held-out real images",
     "compare": "judge several generators side by side and write an HTML report",
+    "segment": "segment cases, with mean and variance of an ensemble of masks",
     "detect": "map what is unusual in images, calibrated on held-out normal ones",
     "explore": "look into the latent space of an autoencoder: traverse, interpolate, probe",
     "readers": "let people judge, blinded: make a reader study, serve it, score it",

@@ -25,6 +25,7 @@ PHANTOMS: dict[str, PhantomKind] = {
         spatial_dims=(2, 3),
         structures=brain.STRUCTURES,
         lesions=brain.LESION_CODES,
+        findings=tuple(brain.LESIONS),
         contrasts=tuple(mr_contrast.SEQUENCES),
     ),
     "head_ct": PhantomKind(

@@ -28,6 +28,7 @@ class DataSettings:
         mask: manifest column with label maps (integers 0 to 255, on the grid of their image); for phantoms
             lesion (1 where a finding is) or structures (a code for each); empty = none
         contrasts: for the brain phantom: T1, T1c, T2, PD, FLAIR, comma-separated, one channel each; empty = T1
+        findings: for the brain phantom: mixed, none, ms or tumour heads; empty = mixed
         split: manifest column with train, val or test; new = make a split by patient whatever it says
         fit: how images that are not square are made so
         enlarge: interpolate images up that are smaller than size, instead of refusing them
@@ -46,6 +47,7 @@ class DataSettings:
     image: str = "image"
     mask: str = ""
     contrasts: str = ""
+    findings: str = ""
     split: str = "split"
     fit: Literal["pad", "crop", "stretch"] = "pad"
     enlarge: bool = False
@@ -84,7 +86,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
     """Images in [-1, 1] by split, class names and a fingerprint. Raises DataError for unusable data."""
     if not settings.folder:
         return _phantoms(settings)
-    if settings.contrasts:
+    if settings.contrasts and settings.image == "image":  # beside named columns they are a recipe's, for its phantom
         raise VerisimError(
             f"data.contrasts='{settings.contrasts}' is for phantoms; in a folder, name the manifest columns of the "
             f"contrasts: --data.image t1,t2."
@@ -116,6 +118,13 @@ def _phantoms(settings: DataSettings) -> Dataset:
             f"data.channels is {settings.channels}; phantoms are grey (1), or have one channel for each of data.contrasts."
         )
     more: dict[str, Any] = {"contrasts": contrasts} if contrasts else {}
+    if settings.findings:
+        pick(
+            dict.fromkeys(kind.findings),
+            settings.findings,
+            f"kind of findings of the {settings.phantom} phantom",
+        )
+        more["lesions"] = settings.findings
     made = kind.make(settings.count, settings.seed, settings.shape, **more)
     images = made.images if settings.label else replace(made.images, labels=None)
     structures: tuple[str, ...] = ()
@@ -129,6 +138,7 @@ def _phantoms(settings: DataSettings) -> Dataset:
     text = f"phantom {settings.phantom}: {settings.count} of {settings.size} pixels, seed {settings.seed}"
     text += f", contrasts {', '.join(contrasts)}" if contrasts else ""
     text += f", mask of {settings.mask}" if settings.mask else ""
+    text += f", findings {settings.findings}" if settings.findings else ""
     return Dataset(
         splits={"train": images.subset(~held), "test": images.subset(held)},
         class_names=kind.class_names if settings.label else (),
