@@ -1,4 +1,4 @@
-"""Pictures and the page of `verisim explore`: latents as rows, steps as columns, sliders over frames."""
+"""Pictures and the page of `verisim explore`: latents as rows, steps as columns, swapped codes, sliders over frames."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from verisim.data.atomic import atomic_write
 from verisim.data.mosaic import mosaic
 from verisim.reports.figures import figure_png, image_png
 from verisim.reports.html import template
+from verisim.tasks.code_swap import Region, Swap
 from verisim.tasks.exploration import LatentUse, Traversal
 
 
@@ -101,6 +102,50 @@ def traversal_sliders(found: Traversal, use: LatentUse) -> list[Slider]:
         strip = strip_png(found.frames[k])
         sliders.append(Slider(f"Latent {j}", detail, strip, labels, len(labels) // 2, heat_png(heat), wide))
     return sliders
+
+
+def swap_png(found: Swap) -> bytes:
+    """Reconstruction, mixture, the other reconstruction, and what changed with the receptive field's outline."""
+    volume = found.images.ndim == 5
+    images = middle(found.images) if volume else found.images  # (3, C, H, W)
+    change, field = (middle(v) if volume else v for v in (found.change, found.field))  # (H, W)
+    figure = Figure(figsize=(8.8, 2.6), layout="constrained")
+    axes = figure.subplots(1, 4)
+    for ax, image, title in zip(axes, images, ("image", "with swapped codes", "the other image")):
+        grey = (image.clamp(-1, 1) + 1) / 2  # (C, H, W)
+        ax.imshow(grey.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(title, fontsize=9)
+    axes[3].imshow(change.numpy(), cmap="inferno", vmin=0)
+    if bool(field.any()) and not bool(field.all()):
+        axes[3].contour(field.numpy(), levels=[0.5], colors="#56B4E9", linewidths=1.0)
+    axes[3].set_title("change, receptive field", fontsize=9)
+    for ax in axes:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    return figure_png(figure)
+
+
+def swap_sliders(found: Swap, frames: Tensor, regions: list[Region]) -> list[Slider]:
+    """Before, after and the other image; then the swapped block growing from nothing to the whole map."""
+    volume = found.images.ndim == 5
+    heat = middle(found.change) if volume else found.change
+    wide = found.images.shape[-1] / found.images.shape[-2]
+    words = region_text(found.region)
+    share = (
+        "nothing changed" if found.inside != found.inside else f"{found.inside:.0%} of changed pixels inside"
+    )
+    detail = f"codes {words}; {share} their receptive field"
+    names = ["the image", "codes swapped", "the other image"]
+    growth = [region_text(r) for r in regions]
+    return [
+        Slider("The swap", detail, strip_png(found.images), names, 1, heat_png(heat), wide),
+        Slider("A growing block", "from nothing to all codes", strip_png(frames), growth, 1, wide=wide),
+    ]
+
+
+def region_text(region: Region) -> str:
+    """'4:12, 0:16'; 'none' for an empty region."""
+    return ", ".join(f"{a}:{b}" for a, b in region) if all(a < b for a, b in region) else "none"
 
 
 def write_page(path: Path, title: str, lead: str, sliders: list[Slider]) -> Path:

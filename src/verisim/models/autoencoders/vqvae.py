@@ -240,6 +240,10 @@ class VQVAE(GenerativeModel):
             )
         return self.decode(self._eval_net.autoencoder.quantiser.embed(codes.to(self.device)))
 
+    def reach(self, region: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """Pixels (first, end) per axis that codes at positions (first, end) per axis reach by convolution."""
+        return self.net.autoencoder.decoder.reach(region)
+
     # --- prior: sampling and likelihood -----------------------------------------------------------
 
     def configure_sampling(self, **options: object) -> None:
