@@ -46,6 +46,11 @@ class CodeSpace(Autoencoder, Protocol):
     """An autoencoder whose latent is a map of integers."""
 
     @property
+    def codes(self) -> int:
+        """K, size of the codebook."""
+        ...
+
+    @property
     def grid(self) -> tuple[int, ...]:
         """G, code positions per axis."""
         ...

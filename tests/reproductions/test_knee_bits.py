@@ -67,6 +67,8 @@ def test_claims_at_equal_bits_follow_the_numbers():
     assert claim.holds is True
     worse = bit_claims(table(K_X1=[(700, 9)], K_S7=[(1200, 10)], **gaussian), 64)  # beaten by cheaper codes
     assert [c.holds for c in worse] == [True, True] and "K-X1 9" in worse[1].evidence
+    (claim,) = bit_claims(table(K_S7=[(4000, 10)], K_S1=[(100, 2000)]), 64)  # worse than the mean image
+    assert claim.holds is None and "0 bits" in claim.evidence
     assert bit_claims(table(K_S7=[(4000, 10)]), 64) == []  # nothing to compare with
 
 

@@ -12,6 +12,7 @@ from verisim.models import build_model
 from verisim.models.autoencoders.vqvae import VQVAE
 from verisim.reports.exploration import region_text
 from verisim.roles import CodeSpace
+from verisim.tasks.code_probe import code_features, code_use
 from verisim.tasks.code_swap import growing_swap, middle_region, require_codes, swap_codes
 from verisim.tasks.exploration import require_latents
 
@@ -157,5 +158,27 @@ def test_swap_and_grades_from_the_command_line(tmp_path, capsys):
     assert main(["explore", "grades", str(run), "--out", str(out), "--data.label", "label"]) == 0
     assert "reconstruction of another class" in capsys.readouterr().out
     assert json.loads((out / "grades.json").read_text())["all"]["n"] == 20
+    assert main(["explore", "probe", str(run), "--out", str(out)]) == 0
+    assert "joint" in capsys.readouterr().out and (out / "usage.png").exists()
+    told = json.loads((out / "probes.json").read_text())
+    assert told["codes"] == 512 and 1 <= told["perplexity"] <= 512 and "mig" not in told
     assert main(["explore", "grades", str(run), "--out", str(out)]) == 2
     assert "name a column with --data.label" in capsys.readouterr().err
+
+
+def test_code_use_and_features():
+    """Counts, perplexities and pooled vectors of code maps that are known."""
+    model = made((32, 32), channels=(8, 8))  # 8x8 positions, 16 codes
+    maps = torch.zeros(4, 8, 8, dtype=torch.long)
+    maps[:, 0, 0] = torch.arange(4)  # one position takes four codes equally often, all others one
+    model.encode_codes = lambda x: maps
+    use = code_use(model, torch.zeros(4, 1, 32, 32))
+    assert use.counts.tolist() == [253, 1, 1, 1] + [0] * 12
+    assert float(use.by_position[0, 0]) == pytest.approx(4) and float(use.by_position[1:].max()) == 1
+    assert 1 < use.perplexity < 1.2 and use.used == pytest.approx(4 / 16)
+    found = code_features(model, torch.zeros(4, 1, 32, 32)).view(
+        4, 4, 4, 4
+    )  # image, D, 4 x 4 blocks of 2 x 2
+    book = model.net.autoencoder.quantiser.codebook
+    torch.testing.assert_close(found[2, :, 0, 0], (3 * book[0] + book[2]) / 4)
+    torch.testing.assert_close(found[2, :, 3, 3], book[0])

@@ -193,30 +193,63 @@ def _grades(args: Any) -> int:
 
 def _probe(args: Any) -> int:
     from verisim.data.atomic import atomic_write
-    from verisim.metrics.latents import mutual_information_gap, probe
-    from verisim.phantoms import PHANTOMS
-    from verisim.tasks.exploration import latent_use, require_latents
-    from verisim.training.source import DataSettings
+    from verisim.metrics.latents import probe
 
-    model, _, train = _open(args, require_latents)
-    use = latent_use(model, train.pixels)
-    codes = model.encode(train.pixels)
-    data = DataSettings(**args.data.as_dict())
-    numbers: dict[str, Any] = {"active": int(use.active.sum()), "latents": len(use.kl), "probes": {}}
-    targets: dict[str, Any] = {} if train.labels is None else {data.label: train.labels}
-    if not data.folder:
-        made = pick(PHANTOMS, data.phantom, "phantom").make(data.count, data.seed, data.shape)
-        known = {k: v[data.count // 5 :] for k, v in made.factors.items()}
-        targets |= {k: v.float() for k, v in known.items() if len(v.unique()) > 1}
-        numbers["mig"] = mutual_information_gap(codes, known)
+    model, _, train = _open(args, _require_either)
+    numbers, codes = _codes_in_use(model, train.pixels, Path(args.out))
+    targets, factors = _targets(train, args)
     if not targets:
         raise VerisimError("Nothing to probe for: name a column of the manifest with --data.label COLUMN.")
+    if factors and "latents" in numbers:
+        from verisim.metrics.latents import mutual_information_gap
+
+        numbers["mig"] = mutual_information_gap(codes, factors)
     for name, target in targets.items():
         found = probe(codes, target, train.patients)
         numbers["probes"][name] = found
         print(f"{name:24} {found['measure']:18} {found['value']:6.3f}   shuffled {found['control']:6.3f}")
     atomic_write(Path(args.out) / "probes.json", json.dumps(numbers, indent=1).encode())
     return 0
+
+
+def _require_either(model: Any) -> None:
+    """Latents or codes; the error of a model with neither names what has."""
+    from verisim.roles import CodeSpace
+    from verisim.tasks.exploration import require_latents
+
+    if not isinstance(model, CodeSpace):
+        require_latents(model)
+
+
+def _codes_in_use(model: Any, pixels: Any, out: Path) -> tuple[dict[str, Any], Any]:
+    """How latents or codes are used by images (N, C, *S), and (N, d) numbers for a probe to read."""
+    from verisim.data.atomic import atomic_write
+    from verisim.reports.exploration import usage_png
+    from verisim.roles import CodeSpace
+    from verisim.tasks.code_probe import code_features, code_use
+    from verisim.tasks.exploration import latent_use
+
+    if isinstance(model, CodeSpace):
+        found = code_use(model, pixels)
+        atomic_write(out / "usage.png", usage_png(found))
+        counts = {"codes": model.codes, "perplexity": found.perplexity, "used": found.used}
+        return {**counts, "probes": {}}, code_features(model, pixels)
+    use = latent_use(model, pixels)
+    return {"active": int(use.active.sum()), "latents": len(use.kl), "probes": {}}, model.encode(pixels)
+
+
+def _targets(train: Any, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to probe for: the labels, and on phantoms every factor that varies; and all factors."""
+    from verisim.phantoms import PHANTOMS
+    from verisim.training.source import DataSettings
+
+    data = DataSettings(**args.data.as_dict())
+    targets: dict[str, Any] = {} if train.labels is None else {data.label: train.labels}
+    if data.folder:
+        return targets, {}
+    made = pick(PHANTOMS, data.phantom, "phantom").make(data.count, data.seed, data.shape)
+    known = {k: v[data.count // 5 :] for k, v in made.factors.items()}
+    return targets | {k: v.float() for k, v in known.items() if len(v.unique()) > 1}, known
 
 
 def _number(word: str) -> int:

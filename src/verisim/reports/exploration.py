@@ -12,8 +12,9 @@ from torch import Tensor
 
 from verisim.data.atomic import atomic_write
 from verisim.data.mosaic import mosaic
-from verisim.reports.figures import figure_png, image_png
+from verisim.reports.figures import COLOURS, figure_png, image_png
 from verisim.reports.html import template
+from verisim.tasks.code_probe import CodeUse
 from verisim.tasks.code_swap import Region, Swap
 from verisim.tasks.exploration import LatentUse, Traversal
 
@@ -122,6 +123,25 @@ def swap_png(found: Swap) -> bytes:
     for ax in axes:
         ax.set_xticks([])
         ax.set_yticks([])
+    return figure_png(figure)
+
+
+def usage_png(found: CodeUse) -> bytes:
+    """How often each code occurs, most frequent first, and how many codes are in use at each position."""
+    figure = Figure(figsize=(7.6, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    share = found.counts.sort(descending=True).values / found.counts.sum().clamp(min=1)
+    left.plot(range(1, len(share) + 1), share.numpy(), color=COLOURS[0], lw=1.6)
+    left.set_xlabel("code, most frequent first")
+    left.set_ylabel("share of positions")
+    left.set_title(f"perplexity {found.perplexity:.0f} of {len(share)}", fontsize=9)
+    left.spines[["top", "right"]].set_visible(False)
+    grid = middle(found.by_position) if found.by_position.ndim == 3 else found.by_position  # (H, W)
+    shown = right.imshow(grid.numpy(), cmap="viridis", vmin=1)
+    right.set_title("codes in use by position", fontsize=9)
+    right.set_xticks([])
+    right.set_yticks([])
+    figure.colorbar(shown, ax=right)
     return figure_png(figure)
 
 

@@ -22,12 +22,13 @@ def rate_distortion_png(
     families = list(dict.fromkeys(d[3] for d in dots))
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     ax = figure.add_subplot()
-    for name, bits, error, family in dots:
+    for i, (name, bits, error, family) in enumerate(sorted(dots, key=lambda d: d[1].value)):
         k = families.index(family)
         ax.plot([bits.low, bits.high], [error.value] * 2, color=COLOURS[k], lw=1.2)
         ax.plot([bits.value] * 2, [error.low, error.high], color=COLOURS[k], lw=1.2)
         ax.plot([bits.value], [error.value], "os^"[k % 3], color=COLOURS[k], ms=6, zorder=3)
-        ax.annotate(name, (bits.value, error.value), xytext=(6, 5), textcoords="offset points", fontsize=8)
+        place = (6, 5 if i % 2 == 0 else -12)  # neighbours' names on either side
+        ax.annotate(name, (bits.value, error.value), xytext=place, textcoords="offset points", fontsize=8)
     for family, line in lines:
         k = families.index(family)
         ax.plot(*_dense(line), color=COLOURS[k], lw=1.2, ls="--", label=f"{family}, time sharing")

@@ -86,7 +86,8 @@ def shared(corner: list[Point], bits: float) -> tuple[Estimate, str] | None:
                 (1 - t) * getattr(a.error, f) + t * getattr(b.error, f)
                 for f in ("value", "low", "high", "se")
             )
-            return Estimate(*mixed), b.system if t == 1 else f"{1 - t:.0%} {a.system} + {t:.0%} {b.system}"
+            whole = {0: a.system, 1: b.system}
+            return Estimate(*mixed), whole.get(t, f"{1 - t:.0%} {a.system} + {t:.0%} {b.system}")
     return None
 
 
@@ -115,7 +116,7 @@ def bit_claims(numbers: Mapping[str, Any], size: int) -> list[Claim]:
     found, zero = points(numbers), mean_image(numbers)
     gaussian = hull([zero, *(p for p in found if not p.codes)])
     codes = hull([zero, *(p for p in found if p.codes)])
-    if len(gaussian) < 2:
+    if all(p.codes for p in found):
         return []
     return [_at_equal_bits(p, gaussian, codes, size) for p in found if p.codes]
 

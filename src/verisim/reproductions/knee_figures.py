@@ -30,9 +30,17 @@ def write_curves(runs: Sequence[Path], folder: Path) -> None:
     for system, curves in found.items():
         atomic_write(folder / f"{system}.curves.png", curves_png(system, curves, ylabel=label, log=True))
     if found:
-        first = {system: next(iter(curves.values())) for system, curves in found.items()}
-        png = curves_png("Learning curves", first, ylabel=label, log=True)
+        first = {system: smoothed(next(iter(curves.values()))) for system, curves in found.items()}
+        png = curves_png("Learning curves, running mean", first, ylabel=label, log=True)
         atomic_write(folder / "learning-curves.png", png)
+
+
+def smoothed(curve: Curve) -> Curve:
+    """Every value replaced by the mean over a twentieth of the curve to either side."""
+    steps, values = curve
+    reach = len(values) // 20
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return steps, [sum(w) / len(w) for w in windows]
 
 
 def error_curve(metrics: Path) -> Curve | None:

@@ -26,6 +26,7 @@ from verisim.reproductions.cxr_comparison import committable
 from verisim.reproductions.knee_bits import bit_claims, rate_rows
 from verisim.reproductions.knee_claims import claims
 from verisim.reproductions.knee_figures import write_curves, write_rate_distortion
+from verisim.reproductions.knee_grades import grade_claims, grade_rows
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
 from verisim.tasks.autoencoding import (
@@ -110,8 +111,9 @@ def _table(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     ]
     sizes = {j.folder.name.split("@")[0]: _parameters(j.folder) for j in wanted}
     numbers["rate_distortion"] = rate_rows(numbers, scale.size, sizes)
-    held = [*claims(numbers, scale.size), *bit_claims(numbers, scale.size)]
-    found = Result("001", options.scale, held, {}, notes, part=f"{scale.size}px")
+    numbers["grades"] = grade_rows(numbers)
+    told = [c for f in (claims, bit_claims, grade_claims) for c in f(numbers, scale.size)]
+    found = Result("001", options.scale, told, {}, notes, part=f"{scale.size}px")
     found.report = _report(options, found, results, contestants, dataset)
     figures = options.results / "figures" / found.name
     write_curves([j.folder for j in wanted], figures)
