@@ -86,8 +86,8 @@ def shared(corner: list[Point], bits: float) -> tuple[Estimate, str] | None:
                 (1 - t) * getattr(a.error, f) + t * getattr(b.error, f)
                 for f in ("value", "low", "high", "se")
             )
-            whole = {0: a.system, 1: b.system}
-            return Estimate(*mixed), whole.get(t, f"{1 - t:.0%} {a.system} + {t:.0%} {b.system}")
+            parts = [f"{share:.0%} {p.system}" for share, p in ((1 - t, a), (t, b)) if 0 < share < 1]
+            return Estimate(*mixed), " + ".join(parts) or (b if t else a).system
     return None
 
 

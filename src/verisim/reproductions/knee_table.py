@@ -94,7 +94,7 @@ def _table(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     preset = PRESETS[scale.preset]
     results = compare(contestants, dataset, preset, progress=progress, memory=options.out / "measured")
     rows = {j.folder.name: _reconstructions(j.folder, dataset, memo) for j in wanted}
-    numbers = {
+    numbers: dict[str, Any] = {
         "reconstruction": rows,
         "trivial": trivial_scores(dataset["train"].quantise(), held_out(dataset)),
         "sampling": committable(results),

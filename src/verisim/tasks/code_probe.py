@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from verisim.nets.quantiser import perplexity, used_share
 from verisim.roles import CodeSpace
 
 SIDE = 4  # positions per axis that features keep
-POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
 @dataclass(frozen=True)
