@@ -112,7 +112,9 @@ def swap_png(found: Swap) -> bytes:
     change, field = (middle(v) if volume else v for v in (found.change, found.field))  # (H, W)
     figure = Figure(figsize=(8.8, 2.6), layout="constrained")
     axes = figure.subplots(1, 4)
-    for ax, image, title in zip(axes, images, ("image", "with swapped codes", "the other image")):
+    for ax, image, title in zip(
+        axes, images, ("reconstruction", "with swapped codes", "the other reconstruction")
+    ):
         grey = (image.clamp(-1, 1) + 1) / 2  # (C, H, W)
         ax.imshow(grey.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
         ax.set_title(title, fontsize=9)
