@@ -42,6 +42,33 @@ class LatentSpace(Autoencoder, Protocol):
 
 
 @runtime_checkable
+class CodeSpace(Autoencoder, Protocol):
+    """An autoencoder whose latent is a map of integers."""
+
+    @property
+    def codes(self) -> int:
+        """K, size of the codebook."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """G, code positions per axis."""
+        ...
+
+    def encode_codes(self, x: Tensor) -> Tensor:
+        """x (B, C, *S) in [-1, 1] -> codes (B, *G) int64."""
+        ...
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """codes (B, *G) int64 -> images (B, C, *S) in [-1, 1]."""
+        ...
+
+    def reach(self, region: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """The pixels (first, end) per axis that codes in region (first, end) per axis influence by convolution."""
+        ...
+
+
+@runtime_checkable
 class Coder(Protocol):
     """An autoencoder whose latents cost something."""
 

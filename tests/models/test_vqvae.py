@@ -228,6 +228,18 @@ def test_a_first_stage_that_does_not_fit_is_refused(tmp_path):
         trained(tmp_path / "four", {**settings, "first_stage": str(tmp_path / "none")}, steps=1)
 
 
+def test_constant_images_do_no_harm():
+    """Images of one grey value: finite loss and gradients, a codebook that stays finite, one code map for all."""
+    model, x = made(codes=64), torch.full((8, 1, 16, 16), -1.0)
+    for _ in range(3):
+        loss, parts = model.training_loss(x, None)
+        loss.mean().backward()
+        assert torch.isfinite(loss).all() and 1 <= float(parts["perplexity"]) <= 64
+    assert all(torch.isfinite(p.grad).all() for p in model.net.parameters() if p.grad is not None)
+    codes = model.eval().encode_codes(x)
+    assert (codes == codes[0]).all() and torch.isfinite(model.decode_codes(codes)).all()
+
+
 # --- sampling and likelihood ----------------------------------------------------------------------
 
 

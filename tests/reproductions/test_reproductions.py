@@ -78,8 +78,13 @@ def test_smoke_table_of_autoencoders(tmp_path, capsys):
     assert set(numbers["sampling"]["rows"]) == {"K-S2@0", "K-S2:source@0", "K-S7@0", "K-S7:source@0"}
     row = numbers["reconstruction"]["K-S7@0"]
     assert row["test"]["rate_bits"]["value"] == pytest.approx(16 * 9) and row["train"]["n"] > row["test"]["n"]
-    assert {"controls@16", "vq@16", "expost-vae@16"} <= {c["name"] for c in body["claims"]}
-    assert (tmp_path / "figures" / "001.16px.smoke" / "K-S2.reconstructions.png").exists()
+    names = {"controls@16", "vq@16", "expost-vae@16", "bits-K-S7@16"}
+    assert names <= {c["name"] for c in body["claims"]}
+    assert [r["system"] for r in numbers["rate_distortion"] if r["bits"]["value"] == 144] == ["K-S7"]
+    assert numbers["grades"]["K-S7"]["all"]["n"] == row["test"]["n"]
+    made = {p.name for p in (tmp_path / "figures" / "001.16px.smoke").iterdir()}
+    assert {"K-S2.reconstructions.png", "K-S2.curves.png", "learning-curves.png"} <= made
+    assert "rate-distortion.png" in made
 
 
 def test_knee_claims_follow_the_numbers():

@@ -183,6 +183,24 @@ def test_skipped_steps_are_counted(toy, noise_images, tmp_path, monkeypatch):
     assert not list(run.path.glob("bad-batch*"))
 
 
+def test_metrics_are_strict_json(toy, noise_images, tmp_path, monkeypatch):
+    """A loss that is NaN when a line is due is written as null, which every JSON reader takes."""
+    loss = toy.training_loss
+    monkeypatch.setattr(
+        toy,
+        "training_loss",
+        lambda self, x, y: (loss(self, x, y)[0] * (torch.nan if self.step == 9 else 1), {}),
+    )
+    run = run_folder(tmp_path / "a")
+    train(run, PLAN, noise_images, settings(), quiet=True)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    rows = [json.loads(line, parse_constant=refuse) for line in run.metrics.read_text().splitlines()]
+    assert [r["step"] for r in rows if r["loss"] is None] == [10]
+
+
 def test_nine_bad_steps_do_not_stop(toy, noise_images, tmp_path, monkeypatch):
     """Nine in a row, a good one, nine more: the run goes on, with eighteen counted."""
     loss = toy.training_loss

@@ -6,6 +6,7 @@ A model is a LightningModule. A subclass sets `self.net` (the network that sampl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -27,6 +28,16 @@ MOST_SKIPPED = 10  # steps in a row without a finite loss
 
 
 @dataclass(frozen=True)
+class Best:
+    """The weights that did best on held-out training patients so far."""
+
+    step: int  # batches seen
+    loss: float  # mean over the held-out images
+    phase: int  # of training (GenerativeModel.phase); losses of different phases are not compared
+    net: dict[str, Tensor]  # state of the sampling network, on the CPU
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """What a user may turn when sampling; subclasses add fields. This family has none."""
 
@@ -37,6 +48,7 @@ class GenerativeModel(LightningModule):
     Options: ClassVar[type[SamplingOptions]] = SamplingOptions
     family: ClassVar[str] = ""  # "gan", "vae", "autoregressive", "diffusion", ...
     draws: ClassVar[bool] = True  # False: it makes no images of its own, so there are no samples to show
+    skips_parameters: ClassVar[bool] = False  # some steps leave some parameters without gradient
 
     net: nn.Module
 
@@ -47,6 +59,7 @@ class GenerativeModel(LightningModule):
         self.options = self.Options()
         self.ema: AveragedModel | None = None
         self.power_ema: PowerEMA | None = None
+        self.best: Best | None = None  # of the present phase; only with training.select best
         self.source: Path | None = None  # the file this model was loaded from
         self.seed = 0
         self.step = 0  # batches seen; with (seed, rank) it determines all randomness of a step
@@ -64,6 +77,19 @@ class GenerativeModel(LightningModule):
     def trial_loss(self, x: Tensor, label: Tensor | None) -> Tensor:
         """A scalar whose backward pass is a typical training step; measured by dry runs."""
         return self.training_loss(x, label)[0].mean()
+
+    @property
+    def phase(self) -> int:
+        """Which loss step `step` trains on: losses of one phase can be compared. Stages and warm-ups count up."""
+        return 0
+
+    @property
+    def last_phase(self) -> int:
+        """The phase of the step before `step`: the one that was trained last."""
+        self.step -= 1
+        found = self.phase
+        self.step += 1
+        return found
 
     def sample(
         self, n: int, condition: Tensor | None = None, generator: torch.Generator | None = None
@@ -102,6 +128,22 @@ class GenerativeModel(LightningModule):
         for t in [*self.parameters(), *self.buffers()]:
             if t.ndim == self.spec.spatial_dims + 2:  # Module.to would fail on 4-dimensional ones in 3D
                 t.data = t.data.contiguous(memory_format=layout)
+
+    # --- the best weights -------------------------------------------------------------------------
+
+    def keep_if_best(self, loss: float, phase: int) -> bool:
+        """Keep a copy of the sampling network if `loss` is the lowest of its phase so far; NaN never is."""
+        rival = self.best if self.best is not None and self.best.phase == phase else None
+        if math.isnan(loss) or (rival is not None and loss >= rival.loss):
+            return False
+        net = {k: v.detach().cpu().clone() for k, v in self.sampling_net.state_dict().items()}
+        self.best = Best(self.step, loss, phase, net)
+        return True
+
+    def take_best(self) -> None:
+        """Put the best weights into the sampling network; nothing happens where none were kept."""
+        if self.best is not None:
+            self.sampling_net.load_state_dict(self.best.net)
 
     # --- sampling ---------------------------------------------------------------------------------
 
@@ -217,8 +259,11 @@ class GenerativeModel(LightningModule):
             "skipped_in_a_row": self.skipped_in_a_row,
             "settings": self.settings_to_rebuild(),
         }
+        if self.best is not None:
+            checkpoint["verisim"]["best"] = vars(self.best)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["verisim"]
         self.step, self.elapsed, self.seed = state["step"], state["elapsed"], state["seed"]
         self.skipped, self.skipped_in_a_row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)
+        self.best = Best(**state["best"]) if "best" in state else None

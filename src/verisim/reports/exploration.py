@@ -1,4 +1,4 @@
-"""Pictures and the page of `verisim explore`: latents as rows, steps as columns, sliders over frames."""
+"""Pictures and the page of `verisim explore`: latents as rows, steps as columns, swapped codes, sliders over frames."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from verisim.data.atomic import atomic_write
 from verisim.data.mosaic import mosaic
-from verisim.reports.figures import figure_png, image_png
+from verisim.reports.figures import COLOURS, figure_png, image_png
 from verisim.reports.html import template
+from verisim.tasks.code_probe import CodeUse
+from verisim.tasks.code_swap import Region, Swap
 from verisim.tasks.exploration import LatentUse, Traversal
 
 
@@ -101,6 +103,71 @@ def traversal_sliders(found: Traversal, use: LatentUse) -> list[Slider]:
         strip = strip_png(found.frames[k])
         sliders.append(Slider(f"Latent {j}", detail, strip, labels, len(labels) // 2, heat_png(heat), wide))
     return sliders
+
+
+def swap_png(found: Swap) -> bytes:
+    """Reconstruction, mixture, the other reconstruction, and what changed with the receptive field's outline."""
+    volume = found.images.ndim == 5
+    images = middle(found.images) if volume else found.images  # (3, C, H, W)
+    change, field = (middle(v) if volume else v for v in (found.change, found.field))  # (H, W)
+    figure = Figure(figsize=(8.8, 2.6), layout="constrained")
+    axes = figure.subplots(1, 4)
+    for ax, image, title in zip(
+        axes, images, ("reconstruction", "with swapped codes", "the other reconstruction")
+    ):
+        grey = (image.clamp(-1, 1) + 1) / 2  # (C, H, W)
+        ax.imshow(grey.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(title, fontsize=9)
+    axes[3].imshow(change.numpy(), cmap="inferno", vmin=0)
+    if bool(field.any()) and not bool(field.all()):
+        axes[3].contour(field.numpy(), levels=[0.5], colors="#56B4E9", linewidths=1.0)
+    axes[3].set_title("change, receptive field", fontsize=9)
+    for ax in axes:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    return figure_png(figure)
+
+
+def usage_png(found: CodeUse) -> bytes:
+    """How often each code occurs, most frequent first, and how many codes are in use at each position."""
+    figure = Figure(figsize=(7.6, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    share = found.counts.sort(descending=True).values / found.counts.sum().clamp(min=1)
+    left.plot(range(1, len(share) + 1), share.numpy(), color=COLOURS[0], lw=1.6)
+    left.set_xlabel("code, most frequent first")
+    left.set_ylabel("share of positions")
+    left.set_title(f"perplexity {found.perplexity:.0f} of {len(share)}", fontsize=9)
+    left.spines[["top", "right"]].set_visible(False)
+    grid = middle(found.by_position) if found.by_position.ndim == 3 else found.by_position  # (H, W)
+    shown = right.imshow(grid.numpy(), cmap="viridis", vmin=1)
+    right.set_title("codes in use by position", fontsize=9)
+    right.set_xticks([])
+    right.set_yticks([])
+    figure.colorbar(shown, ax=right)
+    return figure_png(figure)
+
+
+def swap_sliders(found: Swap, frames: Tensor, regions: list[Region]) -> list[Slider]:
+    """Before, after and the other image; then the swapped block growing from nothing to the whole map."""
+    volume = found.images.ndim == 5
+    heat = middle(found.change) if volume else found.change
+    wide = found.images.shape[-1] / found.images.shape[-2]
+    words = region_text(found.region)
+    share = (
+        "nothing changed" if found.inside != found.inside else f"{found.inside:.0%} of changed pixels inside"
+    )
+    detail = f"codes {words}; {share} their receptive field"
+    names = ["the image", "codes swapped", "the other image"]
+    growth = [region_text(r) for r in regions]
+    return [
+        Slider("The swap", detail, strip_png(found.images), names, 1, heat_png(heat), wide),
+        Slider("A growing block", "from nothing to all codes", strip_png(frames), growth, 1, wide=wide),
+    ]
+
+
+def region_text(region: Region) -> str:
+    """'4:12, 0:16'; 'none' for an empty region."""
+    return ", ".join(f"{a}:{b}" for a, b in region) if all(a < b for a, b in region) else "none"
 
 
 def write_page(path: Path, title: str, lead: str, sliders: list[Slider]) -> Path:

@@ -71,8 +71,14 @@ def dots_png(
     return _axes_png(figure, ax)
 
 
-def curves_png(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
-    """Training curves of one generator: name -> (steps, values)."""
+def curves_png(
+    title: str,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    ylabel: str = "",
+    log: bool = False,
+) -> bytes:
+    """Training curves of one generator: name -> (steps, values); log = a logarithmic axis of values."""
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     ax = figure.add_subplot()
     for i, (name, (steps, values)) in enumerate(curves.items()):
@@ -82,6 +88,9 @@ def curves_png(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[
         )
     ax.set_title(_short(title), fontsize=10, parse_math=False)
     ax.set_xlabel("training step")
+    ax.set_ylabel(ylabel, parse_math=False)
+    if log:
+        ax.set_yscale("log")
     if len(curves) > 1:
         for text in ax.legend(fontsize=8, frameon=False).get_texts():
             text.set_parse_math(False)

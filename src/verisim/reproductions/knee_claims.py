@@ -29,7 +29,7 @@ def _systems(numbers: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(n.split("@")[0] for n in numbers["reconstruction"]))
 
 
-def _mean(parts: list[dict[str, float]]) -> Estimate | None:
+def mean_over_seeds(parts: list[dict[str, float]]) -> Estimate | None:
     """Mean over seeds; the interval is the mean interval (seeds share their images)."""
     if not parts:
         return None
@@ -40,16 +40,17 @@ def _mean(parts: list[dict[str, float]]) -> Estimate | None:
 
 def _error(numbers: dict[str, Any], system: str) -> Estimate | None:
     rows = numbers["reconstruction"]
-    return _mean([r["test"]["mse_1e-5"] for n, r in rows.items() if n.split("@")[0] == system])
+    return mean_over_seeds([r["test"]["mse_1e-5"] for n, r in rows.items() if n.split("@")[0] == system])
 
 
 def _distance(numbers: dict[str, Any], system: str) -> Estimate | None:
     rows = numbers["sampling"]["rows"]
     mine = [r["fd"].get(FEATURES, {}) for n, r in rows.items() if n.split("@")[0] == system]
-    return _mean([m for m in mine if m.get("value") is not None])
+    return mean_over_seeds([m for m in mine if m.get("value") is not None])
 
 
-def _text(name: str, e: Estimate) -> str:
+def as_text(name: str, e: Estimate) -> str:
+    """'K-S1 54 [51, 57]'."""
     return f"{name} {e.value:.4g} [{e.low:.4g}, {e.high:.4g}]"
 
 
@@ -61,7 +62,7 @@ def _below(
     if x is None or y is None:
         return None
     holds = None if tie(x, y) else x.value < y.value
-    evidence = f"{measure}: {_text(a, x)}, {_text(b, y)}"
+    evidence = f"{measure}: {as_text(a, x)}, {as_text(b, y)}"
     return Claim(name, statement, "source 001, Table 6.1; spec 001, section 10", holds, evidence)
 
 
@@ -74,7 +75,7 @@ def _best_reconstruction(error: dict[str, Estimate | None], size: int) -> Claim 
     nearest = min(others, key=lambda s: others[s].value)
     rival = others[nearest]
     holds = None if tie(best, rival) else best.value < rival.value
-    text = f"MSE x 1e5: {_text('K-S7', best)}, next {_text(nearest, rival)}"
+    text = f"MSE x 1e5: {as_text('K-S7', best)}, next {as_text(nearest, rival)}"
     return Claim(
         f"vq@{size}",
         "VQ-VAE_adpt reconstructs better than all others",
@@ -91,7 +92,7 @@ def _controls(numbers: dict[str, Any], error: dict[str, Estimate | None], size: 
     worst = max((s for s, e in error.items() if e is not None), key=lambda s: error[s].value)  # type: ignore[union-attr]
     rival = error[worst]
     assert rival is not None
-    text = ", ".join(_text(n, e) for n, e in trivial.items()) + f"; worst model {_text(worst, rival)}"
+    text = ", ".join(as_text(n, e) for n, e in trivial.items()) + f"; worst model {as_text(worst, rival)}"
     return Claim(
         f"controls@{size}",
         "Every model reconstructs better than the mean image and than shuffled pixels",

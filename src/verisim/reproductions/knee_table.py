@@ -17,13 +17,16 @@ import torch
 from verisim.data.folder import Dataset
 from verisim.data.mosaic import save_mosaic
 from verisim.errors import VerisimError
-from verisim.hub.weights import load_model
+from verisim.hub.weights import load_model, read_card
 from verisim.metrics.memo import Measured, Memo
 from verisim.metrics.protocols.fair import PRESETS
 from verisim.recipes import load_recipe
 from verisim.reports.html import comparison_report
 from verisim.reproductions.cxr_comparison import committable
+from verisim.reproductions.knee_bits import bit_claims, rate_rows
 from verisim.reproductions.knee_claims import claims
+from verisim.reproductions.knee_figures import write_curves, write_rate_distortion
+from verisim.reproductions.knee_grades import grade_claims, grade_rows
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
 from verisim.tasks.autoencoding import (
@@ -91,7 +94,7 @@ def _table(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     preset = PRESETS[scale.preset]
     results = compare(contestants, dataset, preset, progress=progress, memory=options.out / "measured")
     rows = {j.folder.name: _reconstructions(j.folder, dataset, memo) for j in wanted}
-    numbers = {
+    numbers: dict[str, Any] = {
         "reconstruction": rows,
         "trivial": trivial_scores(dataset["train"].quantise(), held_out(dataset)),
         "sampling": committable(results),
@@ -103,11 +106,25 @@ def _table(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
         "reconstructions: posterior mean or nearest codes, 8-bit, of held-out patients; weights of the last step, "
         "averaged; nothing was selected on test images",
         "'NAME:source' draws as the source did: N(0, I) or uniform codes",
+        "bits: KL to N(0, I), the least that a coder could need, or the length of the codes; 'at equal "
+        "bits' is by time sharing, a share of the images coded with one system and the rest with another",
     ]
-    found = Result("001", options.scale, claims(numbers, scale.size), {}, notes, part=f"{scale.size}px")
+    sizes = {j.folder.name.split("@")[0]: _parameters(j.folder) for j in wanted}
+    numbers["rate_distortion"] = rate_rows(numbers, scale.size, sizes)
+    numbers["grades"] = grade_rows(numbers)
+    told = [c for f in (claims, bit_claims, grade_claims) for c in f(numbers, scale.size)]
+    found = Result("001", options.scale, told, {}, notes, part=f"{scale.size}px")
     found.report = _report(options, found, results, contestants, dataset)
+    figures = options.results / "figures" / found.name
+    write_curves([j.folder for j in wanted], figures)
+    write_rate_distortion(numbers, figures)
     found.numbers = {str(scale.size): numbers}
     return found
+
+
+def _parameters(folder: Path) -> int:
+    """Number of weights, off the model card."""
+    return read_card(folder / "weights.safetensors").training["parameters"]
 
 
 def _jobs(out: Path, data: DataSettings, systems: tuple[str, ...], scale: Scale) -> list[Job]:

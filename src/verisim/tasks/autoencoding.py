@@ -17,6 +17,17 @@ from verisim.roles import Autoencoder, Coder
 from verisim.seeding import generator
 
 DRAWS = 1000  # bootstrap resamples
+CONTROL = "reconstruction of another class"  # row of label_consistency that must disagree
+
+
+def require_autoencoder(model: Any) -> Autoencoder:
+    """The model as an Autoencoder, or a VerisimError if it reconstructs nothing."""
+    if isinstance(model, Autoencoder):
+        return model
+    raise VerisimError(
+        f"A {getattr(model, 'family', 'model')} model does not reconstruct images: it has no encoder and decoder. "
+        f"Train an autoencoder, e.g. with 'verisim train K-S1' or 'verisim train K-S7'."
+    )
 
 
 def reconstruct(model: Autoencoder, images: Images) -> Images:
@@ -60,22 +71,47 @@ def label_consistency(
     """Does a classifier see the same class in a reconstruction as in its original (K-E7)? Per true class.
 
     The classifier learns from `train`. "agreement": share of images whose class it leaves unchanged;
-    "toward": the class that reconstructions of this one are most often taken for. VerisimError without labels.
+    "toward": the class that reconstructions of this one are most often taken for. A class without images has
+    n = 0 and None; one without training images can be no answer of the classifier. Row CONTROL: the same agreement where every image is held against the reconstruction of
+    one of another class. A classifier that leaves it high cannot tell classes apart, and then agreement means
+    nothing. VerisimError without labels, or if only one class has images to learn from.
     """
     if train.labels is None or images.labels is None:
         raise VerisimError("Grade consistency needs labels: name a column with --data.label.")
-    k = len(class_names)
-    judge = fit(train.pixels, train.labels, k, JudgeSettings(), seed, train.patients)
-    before, after = (logits(judge, x.pixels).argmax(1) for x in (images, again))
+    known = train.labels.unique()  # sorted
+    if len(known) < 2:
+        raise VerisimError(
+            f"All training images are of class '{class_names[int(train.labels[0])]}', so no classifier can learn "
+            f"to tell classes apart. Give images of two classes or more."
+        )
+    learnt = torch.searchsorted(known, train.labels)
+    judge = fit(train.pixels, learnt, len(known), JudgeSettings(), seed, train.patients)
+    before, after = (known[logits(judge, x.pixels).argmax(1)] for x in (images, again))
     rows: dict[str, Any] = {"all": _agreement(before, after, images.labels, class_names)}
     for c, name in enumerate(class_names):
         mine = images.labels == c
-        if bool(mine.any()):
-            rows[name] = _agreement(before[mine], after[mine], images.labels[mine], class_names)
+        rows[name] = _agreement(before[mine], after[mine], images.labels[mine], class_names)
+    some, other = _of_another_class(images.labels, seed)
+    rows[CONTROL] = _agreement(before[some], after[other], images.labels[some], class_names)
     return rows
 
 
+def _of_another_class(label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (M,) of images, and for each that of a random one of another class; M = 0 with a single class."""
+    rng = generator("another class", seed)
+    order = torch.randperm(len(label), generator=rng)
+    pairs = []
+    for i in range(len(label)):
+        strangers = order[label[order] != label[i]]
+        if len(strangers):
+            pairs.append((i, int(strangers[i % len(strangers)])))
+    found = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+    return found[:, 0], found[:, 1]
+
+
 def _agreement(before: Tensor, after: Tensor, label: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
+    if not len(label):
+        return {"n": 0, "accuracy_on_originals": None, "agreement": None, "toward": None}
     return {
         "n": len(label),
         "accuracy_on_originals": float((before == label).double().mean()),

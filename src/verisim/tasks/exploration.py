@@ -16,7 +16,7 @@ from torch import Tensor
 from verisim.errors import VerisimError
 from verisim.metrics.latents import active_units
 from verisim.models.autoencoders.gaussian import kl_standard_normal
-from verisim.roles import LatentSpace
+from verisim.roles import CodeSpace, LatentSpace
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,12 @@ class LatentUse:
 
 
 def require_latents(model: Any) -> LatentSpace:
-    """The model as a LatentSpace, or a VerisimError if it has none."""
+    """The model as a LatentSpace, or a VerisimError that says what to do with this one instead."""
+    if isinstance(model, CodeSpace):
+        raise VerisimError(
+            f"A {getattr(model, 'family', 'model')} model has discrete codes and no continuous latent to move. "
+            f"Exchange its codes between two images with 'verisim explore swap RUN'."
+        )
     if not isinstance(model, LatentSpace):
         raise VerisimError(
             f"A {getattr(model, 'family', 'model')} model has no continuous latent to look into. Explore an "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -162,7 +163,10 @@ class Bar(Callback):
 
 
 class JsonLines(Logger):
-    """metrics.jsonl: one line {'step', 'seconds', ...} per logging interval; survives resuming."""
+    """metrics.jsonl: one line {'step', 'seconds', ...} per logging interval; survives resuming.
+
+    What is not finite is written as null: NaN is not JSON.
+    """
 
     def __init__(self, run: RunFolder, model: Any) -> None:
         super().__init__()
@@ -180,12 +184,14 @@ class JsonLines(Logger):
         """Settings are in config.yaml."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {k: v for k, v in metrics.items() if k != "epoch"}
+        if self.model.global_rank:  # one process writes
+            return
+        row = {k: v if math.isfinite(v) else None for k, v in metrics.items() if k != "epoch"}
         line = {"step": self.model.step, "seconds": round(self.model.elapsed, 3), **row}
         if self.model.skipped:  # steps without a finite loss so far
             line["skipped"] = self.model.skipped
         with open(self.run.metrics, "a") as f:
-            f.write(json.dumps(line) + "\n")
+            f.write(json.dumps(line, allow_nan=False) + "\n")
 
     def rewind(self, step: int) -> None:
         """Forget lines after `step`: they will be written again."""

@@ -18,6 +18,10 @@ class TrainSettings:
         max_minutes: time budget of the whole run, over all resumptions; 0 = none
         clock: what max_minutes counts; cpu = processor time of this process, fair on a busy machine
         ema: decay of the moving average of the weights; 0 = off
+        select: which weights are kept: those of the last step, or the best on patients that are held out of the
+            training split for it (never the test split), by the model's own loss with the averaged weights
+        select_share: share of the training patients held out; with select best
+        select_steps: steps between looks at them; with select best
         snapshot_steps: steps between snapshots of two power-function averages, from which 'verisim sample
             --ema_length' makes an average of any length after training; 0 = none. Each is two networks large
         precision: bf16 halves memory and is faster on recent CPUs and GPUs
@@ -39,6 +43,9 @@ class TrainSettings:
     max_minutes: float = 0.0
     clock: Literal["wall", "cpu"] = "wall"
     ema: float = 0.999
+    select: Literal["last", "best"] = "last"
+    select_share: float = 0.1
+    select_steps: int = 100
     snapshot_steps: int = 0
     precision: Literal["float32", "bf16"] = "bf16"
     clip: float = 1.0
@@ -58,12 +65,20 @@ class TrainSettings:
             raise VerisimError(
                 "Nothing says when to stop: give --training.max_steps N or --training.max_minutes M."
             )
-        for name in ("batch_size", "log_every", "devices", "num_nodes"):
+        for name in ("batch_size", "log_every", "devices", "num_nodes", "select_steps"):
             if getattr(self, name) < 1:
                 raise VerisimError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
         if self.snapshot_steps < 0:
             raise VerisimError(
                 f"training.snapshot_steps is {self.snapshot_steps}; it must be 0 (none) or more."
+            )
+        if not 0 < self.select_share < 1:
+            raise VerisimError(
+                f"training.select_share is {self.select_share:g}; it must lie between 0 and 1, e.g. 0.1."
+            )
+        if self.select == "best" and "fsdp" in self.strategy:
+            raise VerisimError(
+                "training.select best needs whole networks, which strategy fsdp cuts up. Use ddp, or select last."
             )
         if not 0 <= self.ema < 1:
             raise VerisimError(

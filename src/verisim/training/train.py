@@ -25,6 +25,7 @@ from verisim.training.bad_batch import save_bad_batch
 from verisim.training.callbacks import Bar, Checkpoints, JsonLines, Pictures, Snapshots, Steps, draw_samples
 from verisim.training.checkpoint import SafeCheckpointIO, load_state
 from verisim.training.run_folder import RunFolder
+from verisim.training.selection import Selection, check_selectable, hold_out, take_selected
 from verisim.training.settings import TrainSettings
 
 
@@ -60,8 +61,10 @@ def train(
     """Train `plan` on `images` (in [-1, 1]) into `run`; with resume=True continue from its checkpoint.
 
     The same seed, data and number of threads give bit-identical weights on a CPU, whether or not the
-    run was interrupted. Raises VerisimError for what a user can mend.
+    run was interrupted. With settings.select "best" a share of the patients is held out, and the weights that
+    did best on them are kept. Raises VerisimError for what a user can mend.
     """
+    images, held = hold_out(images, settings)
     with run.locked() if is_first_process() else contextlib.nullcontext():
         seed_everything(settings.seed, verbose=False)
         checkpoint = run.newest_checkpoint() if resume else None
@@ -69,6 +72,7 @@ def train(
         own = state.get("verisim", {}).get("settings", {})  # what it needs not read from elsewhere again
         model = build_model(plan.name, {**plan.settings, **own}, images.spec, len(class_names))
         model.seed = settings.seed
+        check_selectable(model, settings)
         if settings.ema:
             model.enable_ema(settings.ema)
         if settings.snapshot_steps:
@@ -77,11 +81,12 @@ def train(
             _check_fits(model, state, checkpoint)
         else:
             model.prepare(images.pixels)
-        stopped = _fit(run, model, images, settings, checkpoint, quiet)
+        stopped = _fit(run, model, images, held, settings, checkpoint, quiet)
         if stopped is not None:
             return Outcome(model, None, stopped)
+        selected = take_selected(model, held, settings)
         model.finalise(images.pixels, images.labels)
-        facts = _facts(model, settings, images, fingerprint)
+        facts = {**_facts(model, settings, images, fingerprint), **selected}
         card = ModelCard(
             plan.name, plan.settings, images.spec, len(class_names), class_names, plan.recipe, facts
         )
@@ -102,6 +107,7 @@ def _fit(
     run: RunFolder,
     model: GenerativeModel,
     images: Images,
+    held: Images | None,
     settings: TrainSettings,
     checkpoint: Any,
     quiet: bool,
@@ -119,12 +125,13 @@ def _fit(
     saver = Checkpoints(run, settings)
     callbacks = [
         Steps(settings),
+        *([] if held is None else [Selection(held, settings)]),
         Pictures(run, settings.sample_minutes),
         *([Snapshots(run, settings.snapshot_steps)] if settings.snapshot_steps else []),
         *([] if quiet else [Bar(settings)]),
         saver,
     ]
-    trainer = _trainer(run, settings, callbacks, jsonl, model.automatic_optimization)
+    trainer = _trainer(run, settings, callbacks, jsonl, model)
     stream = BatchStream(
         images,
         settings.batch_size,
@@ -148,18 +155,18 @@ def _fit(
 
 
 def _trainer(
-    run: RunFolder, settings: TrainSettings, callbacks: list, jsonl: JsonLines, automatic: bool
+    run: RunFolder, settings: TrainSettings, callbacks: list, jsonl: JsonLines, model: GenerativeModel
 ) -> Trainer:
-    _check_sharding(settings, automatic)
+    _check_sharding(settings, model.automatic_optimization)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     loggers = [jsonl, TensorBoardLogger(run.path, name="tensorboard", version="")]
     return Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
+        strategy=_strategy(settings, model),
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
-        gradient_clip_val=(settings.clip or None) if automatic else None,
+        gradient_clip_val=(settings.clip or None) if model.automatic_optimization else None,
         max_epochs=-1,  # the budget ends a run (callbacks.Steps), also one that was finished and goes on
         max_steps=-1,
         callbacks=callbacks,
@@ -187,6 +194,14 @@ def _check_sharding(settings: TrainSettings, automatic: bool) -> None:
             f"training.clip is {settings.clip:g}; Lightning cannot clip the gradient's norm with strategy fsdp. Set "
             f"--training.clip 0, or use --training.strategy ddp."
         )
+
+
+def _strategy(settings: TrainSettings, model: GenerativeModel) -> str:
+    """The strategy asked for; ddp in the form that a model needs whose steps do not use all parameters."""
+    several = settings.devices * settings.num_nodes > 1
+    if several and model.skips_parameters and settings.strategy in ("auto", "ddp"):
+        return "ddp_find_unused_parameters_true"
+    return settings.strategy
 
 
 def _budget_spent(model: GenerativeModel, settings: TrainSettings) -> bool:

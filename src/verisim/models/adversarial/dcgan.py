@@ -52,6 +52,7 @@ class DCGAN(GenerativeModel):
     Options = DCGANOptions
     options: DCGANOptions
     net: Generator
+    skips_parameters = True  # each step trains one network and leaves the other's alone
 
     def __init__(
         self,

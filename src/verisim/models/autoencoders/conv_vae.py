@@ -62,6 +62,11 @@ class ConvVAE(LatentModel):
         self.free_bits = free_bits
         self.reduction = reduction
 
+    @property
+    def phase(self) -> int:
+        """0 while the KL's weight rises, then 1."""
+        return int(self.step + 1 >= self.kl_warmup)
+
     def training_loss(self, x: Tensor, label: Tensor | None) -> Loss:
         """(-log p(x | z) + w beta sum_j max(KL_j, free_bits)) / (C prod S), w = min(1, step / kl_warmup).
 

@@ -39,6 +39,7 @@ class IntroVAE(LatentModel):
     """
 
     Options = PriorOptions
+    skips_parameters = True  # each step trains one network and leaves the other's alone
 
     def __init__(
         self,

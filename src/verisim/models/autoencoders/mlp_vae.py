@@ -120,6 +120,11 @@ class MLPVAE(GenerativeModel):
             log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)
         return mean.float(), log_variance.float()
 
+    @property
+    def phase(self) -> int:
+        """0 while the KL's weight rises, then 1."""
+        return int(self.step + 1 >= self.kl_warmup)
+
     def training_loss(self, x: Tensor, label: Tensor | None) -> Loss:
         """sum over pixels of BCE(p, (x + 1) / 2) + KL(q(z | x) || N(0, I)), in nats (B,).
 

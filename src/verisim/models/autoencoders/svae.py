@@ -119,6 +119,11 @@ class SVAE(LatentModel):
         self.beta = beta
         self.kl_warmup = kl_warmup
 
+    @property
+    def phase(self) -> int:
+        """0 while the KL's weight rises, then 1."""
+        return int(self.step + 1 >= self.kl_warmup)
+
     def training_loss(self, x: Tensor, label: Tensor | None) -> Loss:
         """(-log p(x | z) + w beta sum_k KL_k) / (C prod S), w = min(1, step / kl_warmup)."""
         weight = min(1.0, (self.step + 1) / self.kl_warmup) if self.kl_warmup else 1.0

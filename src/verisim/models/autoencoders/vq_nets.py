@@ -71,6 +71,7 @@ class GridDecoder(nn.Module):
     ) -> None:
         super().__init__()
         dims, full, back = len(size), padded(size, len(channels)), channels[::-1]
+        self.size, self.full, self.kernel, self.blocks = size, full, kernel, len(channels) - 1
         self.crop = tuple(slice((m - n) // 2, (m - n) // 2 + n) for n, m in zip(size, full))
         first = nn.Sequential(CONV[dims](dim, back[0], 1), nn.LeakyReLU(0.2))
         blocks = [Up(dims, a, b, kernel, use_norm) for a, b in pairwise(back)]
@@ -79,6 +80,26 @@ class GridDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)[(slice(None), slice(None), *self.crop)]
+
+    def reach(self, region: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """Pixels (first, end) per axis that positions (first, end) of the grid reach through convolutions.
+
+        Group norm, where it is used, also carries a faint influence to the whole image.
+        """
+        found = []
+        for (a, b), n, m, crop in zip(region, self.size, self.full, self.crop):
+            if a < b:
+                side = m // 2 ** (self.blocks + 1)  # positions of the grid
+                for _ in range(self.blocks):
+                    a, b = max(0, a - self.kernel // 2), min(side, b + (self.kernel - 1) // 2)
+                    side *= 2
+                    a, b = max(0, 2 * a - 1), min(side, 2 * b + 1)  # transposed 4x4, stride 2, padding 1
+                a, b = max(0, 2 * a - 1), min(2 * side, 2 * b + 1)
+                a, b = (min(max(v - crop.start, 0), n) for v in (a, b))
+            else:
+                a = b = 0
+            found.append((a, b))
+        return tuple(found)
 
 
 class VQAutoencoder(nn.Module):

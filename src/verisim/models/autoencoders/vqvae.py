@@ -45,6 +45,7 @@ class VQVAE(GenerativeModel):
     options: VQVAEOptions
     net: VQNet
     likelihood_is_bound = True
+    skips_parameters = True  # each stage leaves the other's weights alone
 
     def __init__(
         self,
@@ -104,6 +105,11 @@ class VQVAE(GenerativeModel):
         """True once the autoencoder is frozen and the prior is trained."""
         return self.prior_begins is not None and self.step >= self.prior_begins
 
+    @property
+    def phase(self) -> int:
+        """1 in the prior's stage, else 0."""
+        return int(self.in_prior_stage)
+
     def begin_step(self) -> None:
         super().begin_step()
         if self.in_prior_stage and int(self.net.prior_steps) == 0:
@@ -115,10 +121,11 @@ class VQVAE(GenerativeModel):
         super().end_step()
 
     def _freeze_autoencoder(self) -> None:
-        """Take the autoencoder that the codes will come from: the given one, or this run's average.
+        """Take the autoencoder that the codes will come from: the given one, or this run's best or average.
 
         The average of the prior starts afresh, from the weights of its first step.
         """
+        self.take_best()
         if self.first_stage:
             self.net.autoencoder.load_state_dict(read_first_stage(self.first_stage, self.net, self.spec))
         elif self.ema is not None:
@@ -239,6 +246,10 @@ class VQVAE(GenerativeModel):
                 f"0...{self.codes - 1}."
             )
         return self.decode(self._eval_net.autoencoder.quantiser.embed(codes.to(self.device)))
+
+    def reach(self, region: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """Pixels (first, end) per axis that codes at positions (first, end) per axis reach by convolution."""
+        return self.net.autoencoder.decoder.reach(region)
 
     # --- prior: sampling and likelihood -----------------------------------------------------------
 
