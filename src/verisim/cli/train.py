@@ -101,6 +101,7 @@ def _start(args: Any, recipe_name: str) -> int:
         "training": _plain(args.training),
         "data_fingerprint": dataset.fingerprint,
         "notes": list(dataset.notes),
+        "window": {k: list(v) if isinstance(v, tuple) else v for k, v in dataset.window.items()},
     }
     if is_first_process():
         run.create(config)

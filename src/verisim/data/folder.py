@@ -134,11 +134,24 @@ def load_file(
     The affine maps (d, h, w, 1) of the resized image to mm RAS+. DataError says why a file cannot be read.
     """
     spec = next(iter(like.splits.values())).spec
+    return load_entry(Entry(str(path), Path(path)), spec, like.window, window=window, fit=fit, enlarge=enlarge)
+
+
+def load_entry(
+    entry: Entry,
+    spec: ImageSpec,  # size, channels and range to bring it to
+    windows: Mapping[str, tuple[float, float] | str],  # Dataset.window of the data set that it is read like
+    *,
+    window: Window = None,
+    fit: Fit | None = None,
+    enlarge: bool = False,
+) -> tuple[torch.Tensor, np.ndarray | None]:
+    """load_file for an entry of a listing, without the data set itself."""
     fit = fit or ("pad" if spec.spatial_dims == 2 else "stretch")
     plan = Plan(spec.size, spec.channels, spec.low, spec.high, window, fit, enlarge, "stop")
-    item = load_one(Entry(str(path), Path(path)), plan)
+    item = load_one(entry, plan)
     pixels = item.pixels[None]
-    known = like.window.get(kind_of(item.raw), like.window.get("all images"))
+    known = windows.get(kind_of(item.raw), windows.get("all images"))
     rule = known if isinstance(known, tuple) else window
     black_white, _ = levels([item.raw], pixels, np.array([True]), rule)
     return torch.from_numpy(apply_levels(pixels, black_white, spec.low, spec.high)[0]), item.affine

@@ -76,6 +76,7 @@ class Images:
     labels: Tensor | None = None  # (N,) int64 class indices
     patients: tuple[str, ...] | None = None  # N patient identifiers
     names: tuple[str, ...] | None = None  # N file names or sample names
+    ages: Tensor | None = None  # (N,) float32, in the unit that the data set uses
 
     def __post_init__(self) -> None:
         self.spec.check(self.pixels)
@@ -107,6 +108,7 @@ class Images:
             None if self.labels is None else self.labels[index],
             None if self.patients is None else tuple(self.patients[i] for i in take),
             None if self.names is None else tuple(self.names[i] for i in take),
+            None if self.ages is None else self.ages[index],
         )
 
     def require_same_spec(self, other: Images, where: str) -> None:

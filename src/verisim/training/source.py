@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from verisim.data.ages import with_ages
 from verisim.data.folder import Dataset, load_images
 from verisim.errors import VerisimError, pick
 from verisim.phantoms import PHANTOMS
@@ -24,6 +25,7 @@ class DataSettings:
         size: pixels: 64 means 64x64; 48x64 is height x width; 32x48x32 a volume, depth x height x width
         channels: 1 = grey, 3 = colour
         label: manifest column (or 'label' for phantoms) to condition on; empty = unconditional
+        age: manifest column with ages ('age' for phantoms that have one), for models of development
         split: manifest column with train, val or test; new = make a split by patient whatever it says
         fit: how images that are not square are made so
         enlarge: interpolate images up that are smaller than size, instead of refusing them
@@ -39,6 +41,7 @@ class DataSettings:
     size: int | str = 64
     channels: int = 1
     label: str = ""
+    age: str = ""
     split: str = "split"
     fit: Literal["pad", "crop", "stretch"] = "pad"
     enlarge: bool = False
@@ -67,7 +70,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
     if not settings.folder:
         return _phantoms(settings)
     window = None if settings.low == settings.high else (settings.low, settings.high)
-    return load_images(
+    dataset = load_images(
         settings.folder,
         settings.shape,
         channels=settings.channels,
@@ -79,6 +82,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
         on_error=settings.on_error,
         seed=settings.seed,
     )
+    return with_ages(dataset, settings.folder, settings.age) if settings.age else dataset
 
 
 def _phantoms(settings: DataSettings) -> Dataset:
@@ -87,8 +91,10 @@ def _phantoms(settings: DataSettings) -> Dataset:
         raise VerisimError(f"data.count is {settings.count}; make at least 10 phantoms.")
     if settings.channels != 1:
         raise VerisimError(f"data.channels is {settings.channels}; phantoms are grey (1).")
-    made = kind.make(settings.count, settings.seed, settings.shape).images
-    images = made if settings.label else replace(made, labels=None)
+    phantom = kind.make(settings.count, settings.seed, settings.shape)
+    images = phantom.images if settings.label else replace(phantom.images, labels=None)
+    if settings.age:
+        images = replace(images, ages=pick(phantom.factors, settings.age, "age of this phantom"))
     people = images.patients or tuple(map(str, range(len(images))))  # a person's images stay together
     first = list(dict.fromkeys(people))
     tested = set(first[: max(1, len(first) // 5)])
