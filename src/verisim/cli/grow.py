@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         "--force", action="store_true", help="draw scans too that the model explains badly"
     )
     parser.add_argument("--out", type=str, default="grown", help="folder to write to, one folder per scan")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(_words_first(argv))
     model, facts = _open(args)
     if args.average:
         return _average(args, model, facts)
@@ -47,6 +47,21 @@ def main(argv: list[str]) -> int:
     if failed:
         print(f"{len(failed)} of {len(jobs)} scans could not be done; see above.")
     return 2 if failed else 0
+
+
+def _words_first(argv: list[str]) -> list[str]:
+    """Scans may stand behind options: the parser takes them only beside the run. All options but two take a value."""
+    words: list[str] = []
+    options: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        if not word.startswith("-"):
+            words.append(word)
+            continue
+        options.append(word)
+        if word.startswith("--") and "=" not in word and word not in ("--force", "--help"):
+            options += [v for v in [next(rest, None)] if v is not None]
+    return words + options
 
 
 def _open(args: Any) -> tuple[Any, dict[str, Any]]:
