@@ -52,7 +52,7 @@ def predict(
     return model.render(fit_latents(model, scans, ages, settings, masks=masks, seed=seed), to_ages)
 
 
-MOST_UNEXPLAINED = 8.0  # times what training scans leave unexplained, above which a scan is refused
+MOST_UNEXPLAINED = 3.0  # times what training scans leave unexplained, above which a scan is refused; docs/implicit.md
 LEAST = 0.05  # share of variance that a scan may leave unexplained in any case
 
 
@@ -122,6 +122,8 @@ class AgeChange:
     copied: Tensor  # control: the first scan itself, against the second
     reconstructed: Tensor  # the subject at the first age, against the first scan
     extrapolated: Tensor  # (n,) bool: the second age lies outside of the trained range
+    made: Images  # the predictions themselves
+    latents: Tensor  # (n, L) of the subjects
 
 
 def age_change(
@@ -153,4 +155,6 @@ def age_change(
         copied=ratio(second, first),
         reconstructed=ratio(first, now),
         extrapolated=then.extrapolated,
+        made=then.images,
+        latents=latents,
     )
