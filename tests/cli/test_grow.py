@@ -33,7 +33,16 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("grow")
     made = growing_brain.make(40, 0, 16)
     write_folder(root / "scans", made.factors["subject"].long(), made.factors["age"], 16)
-    small = ["--variant", "small", "--training.max_steps", "300", "--model.latent", "16", "--training.sample_minutes", "0"]
+    small = [
+        "--variant",
+        "small",
+        "--training.max_steps",
+        "300",
+        "--model.latent",
+        "16",
+        "--training.sample_minutes",
+        "0",
+    ]
     data = ["--data.folder", str(root / "scans"), "--data.size", "16"]
     assert main(["train", "B-L", *small, *data, "--out", str(root / "run")]) == 0
     return root / "run"
@@ -49,7 +58,18 @@ def test_a_scan_grows(run, tmp_path, capsys):
     """Frames, film and curve; the later brain resembles the true later scan more than the scan itself does."""
     scan = one_scan(tmp_path / "baby.png")
     out = tmp_path / "out"
-    argv = ["grow", str(run), "--from-age", str(AGE), "--to-age", str(LATER), str(scan), *FIT, "--out", str(out)]
+    argv = [
+        "grow",
+        str(run),
+        "--from-age",
+        str(AGE),
+        "--to-age",
+        str(LATER),
+        str(scan),
+        *FIT,
+        "--out",
+        str(out),
+    ]
     assert main(argv) == 0
     files = sorted(p.name for p in (out / "baby").iterdir())
     assert files[:2] == ["000-age-31.00.png", "001-age-34.00.png"]
@@ -58,7 +78,9 @@ def test_a_scan_grows(run, tmp_path, capsys):
     assert facts["synthetic"] is True and facts["age"] == 40 and facts["extrapolated"] is False
     assert facts["recipe"] == "B-L" and facts["scan"] == "baby.png" and len(facts["weights_sha256"]) == 64
     drawn = np.asarray(Image.open(out / "baby" / "003-age-40.00.png")) / 255
-    later, first = (np.asarray(Image.open(one_scan(tmp_path / f"{a}.png", age=a))) / 255 for a in (LATER, AGE))
+    later, first = (
+        np.asarray(Image.open(one_scan(tmp_path / f"{a}.png", age=a))) / 255 for a in (LATER, AGE)
+    )
     assert ((drawn - later) ** 2).mean() < 0.5 * ((first - later) ** 2).mean()
     rows = list(csv.reader((out / "baby" / "curve.csv").open()))
     assert rows[0][:2] == ["age_weeks", "extrapolated"] and rows[0][2].startswith("head circumference")
@@ -78,7 +100,19 @@ def test_a_scan_grows(run, tmp_path, capsys):
 def test_ages_beyond_the_trained_are_marked(run, tmp_path, capsys):
     """In the file's name, its provenance, the table and the summary."""
     scan = one_scan(tmp_path / "baby.png")
-    argv = ["grow", str(run), "--from-age", "40", "--to-age", "49", str(scan), *FIT, "--force", "--out", str(tmp_path)]
+    argv = [
+        "grow",
+        str(run),
+        "--from-age",
+        "40",
+        "--to-age",
+        "49",
+        str(scan),
+        *FIT,
+        "--force",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(argv) == 0
     assert "EXTRAPOLATED beyond the trained" in capsys.readouterr().out
     last = tmp_path / "baby" / "003-age-49.00-extrapolated.png"
@@ -170,7 +204,16 @@ def test_the_average_brain(run, tmp_path):
 
 def test_volumes_keep_their_place(tmp_path, capsys):
     """3D on phantoms: NIfTI out on the scan's own affine; another field of view is refused."""
-    few = ["--training.max_steps", "5", "--data.count", "12", "--training.sample_minutes", "0", "--model.latent", "4"]
+    few = [
+        "--training.max_steps",
+        "5",
+        "--data.count",
+        "12",
+        "--training.sample_minutes",
+        "0",
+        "--model.latent",
+        "4",
+    ]
     run = tmp_path / "run"
     assert main(["train", "B-K", "--variant", "small", *few, "--out", str(run)]) == 0
     made = growing_brain.scan(torch.tensor([200]), torch.tensor([AGE]), 0, (16, 16, 16)).images
@@ -178,8 +221,22 @@ def test_volumes_keep_their_place(tmp_path, capsys):
     affine = np.diag([mm, mm, mm, 1.0])
     affine[:3, 3] = (-70, -50, 10)
     write_image(tmp_path / "v.nii.gz", made.pixels[0], made.spec, {}, affine)
-    write_image(tmp_path / "wide.nii.gz", made.pixels[0], made.spec, {}, affine @ np.diag([2.0, 2.0, 2.0, 1.0]))
-    common = ["--from-age", "31", "--to-age", "40", "--steps", "2", "--frames", "2", "--force", "--out", str(tmp_path / "out")]
+    write_image(
+        tmp_path / "wide.nii.gz", made.pixels[0], made.spec, {}, affine @ np.diag([2.0, 2.0, 2.0, 1.0])
+    )
+    common = [
+        "--from-age",
+        "31",
+        "--to-age",
+        "40",
+        "--steps",
+        "2",
+        "--frames",
+        "2",
+        "--force",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(["grow", str(run), str(tmp_path / "v.nii.gz"), *common]) == 0
     given = nib.load(tmp_path / "v.nii.gz").affine
     found = nib.load(tmp_path / "out" / "v" / "001-age-40.00.nii.gz")

@@ -79,3 +79,27 @@ def test_check_reads_every_kind_of_folder(name):
     assert report.usable
     if name == "brain_tumor_slices":
         assert any(p.title == "The same image in more than one split" for p in report.problems)
+
+
+def test_four_contrasts_of_real_gliomas():
+    """Four patients have all contrasts, three of them an automatic tumour map; the other five are named."""
+    from verisim.errors import DataError
+
+    folder, contrasts = _folder("brain_glioma"), "t1,t1c,t2,flair"
+    data = load_images(folder, (26, 40, 40), image=contrasts, split=None, progress=False)
+    assert len(data["all"]) == 4 and data["all"].spec.channels == 4 and len(data.skipped) == 5
+    assert all("no t1 and no t2" in why for _, why in data.skipped) and data.contrasts == tuple(
+        contrasts.split(",")
+    )
+    assert len(data.window) == 4 and data["all"].pixels.amin() == -1 and data["all"].pixels.amax() > 0.9
+    seen = load_images(folder, (26, 40, 40), image=contrasts, mask="seg_auto", split=None, progress=False)[
+        "all"
+    ]
+    assert seen.segmentation.shape == (3, 1, 26, 40, 40) and seen.segmentation.flatten(1).amax(1).min() > 0
+    share = seen.segmentation.gt(0).float().mean()
+    assert 0.001 < share < 0.1 and set(seen.segmentation.unique().tolist()) <= {0, 1, 2, 3, 4}
+    inside = seen.segmentation > 0
+    flair = seen.pixels[:, 3:]
+    assert flair[inside].mean() > flair[~inside & (flair > -0.9)].mean() + 0.2  # tumours are bright on FLAIR
+    with pytest.raises(DataError, match="brats2013-pat0001"):
+        load_images(folder, (26, 40, 40), image=contrasts, split=None, on_error="stop", progress=False)

@@ -101,7 +101,9 @@ def folder(tmp_path):
     lines = ["image,patient,split,weeks"]
     for k in range(6):
         write_image(tmp_path / f"{k}.png", images.pixels[k], images.spec, {})
-        lines.append(f"{k}.png,{images.patients[k]},{'test' if k > 3 else 'train'},{float(images.ages[k]):.3f}")
+        lines.append(
+            f"{k}.png,{images.patients[k]},{'test' if k > 3 else 'train'},{float(images.ages[k]):.3f}"
+        )
     (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
 

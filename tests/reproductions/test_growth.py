@@ -21,10 +21,25 @@ def test_smoke_run(tmp_path, capsys):
     numbers = body["numbers"]["16"]
     assert set(numbers["rows"]) == {"none", "SGLA", "SSL", "both", SHUFFLED}
     row = numbers["rows"]["both"][0]
-    assert len(row["predicted"]) == len(row["ssim"]) == 6 and set(row["head"]) == {"sigma_mm", "r", "slope", "true_slope"}
-    assert {"sgla", "ssl", "both-ssl", "margin", "age", "copy", "shuffled", "sigma", "r", "atlas-zero", "sharper"} <= {
-        c["name"] for c in body["claims"]
+    assert len(row["predicted"]) == len(row["ssim"]) == 6 and set(row["head"]) == {
+        "sigma_mm",
+        "r",
+        "slope",
+        "true_slope",
     }
+    assert {
+        "sgla",
+        "ssl",
+        "both-ssl",
+        "margin",
+        "age",
+        "copy",
+        "shuffled",
+        "sigma",
+        "r",
+        "atlas-zero",
+        "sharper",
+    } <= {c["name"] for c in body["claims"]}
     assert (tmp_path / "figures" / "002-growth.16px.smoke" / "predictions.png").exists()
     runs = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")}
     assert len(runs) == 5
@@ -44,7 +59,10 @@ def made_up():
         for k, (n, v) in enumerate(psnr.items())
     }  # fmt: skip
     curve = {"slope": 9.0, "true_slope": 10.0, "r": 0.99}
-    return {"rows": rows, "atlas": {"zero": [{**curve, "sharpness": 0.1}], "mean": [{**curve, "sharpness": 0.2}]}}
+    return {
+        "rows": rows,
+        "atlas": {"zero": [{**curve, "sharpness": 0.1}], "mean": [{**curve, "sharpness": 0.2}]},
+    }
 
 
 def test_claims_follow_the_numbers():

@@ -26,7 +26,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--from-age", type=float, default=0.0, help="weeks at the scan; 0 = by --age")
     parser.add_argument("--to-age", type=float, required=True, help="weeks to show it at")
     parser.add_argument("--age", type=str, default="age", help="column of the folder's manifest with ages")
-    parser.add_argument("--average", type=str, default="", choices=["", "zero", "mean"], help="nobody's brain")
+    parser.add_argument(
+        "--average", type=str, default="", choices=["", "zero", "mean"], help="nobody's brain"
+    )
     parser.add_argument("--frames", type=int, default=9, help="ages shown, both ends included")
     parser.add_argument(
         "--steps", type=int, default=0, help="of fitting; 0 = the source's: 2000 in 2D, 1000 in 3D"
@@ -34,16 +36,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of fitting")
     parser.add_argument("--pixels", type=float, default=0.05, help="share of the voxels per step of fitting")
     parser.add_argument("--seed", type=int, default=0, help="of the voxels drawn")
-    parser.add_argument(
-        "--force", action="store_true", help="draw scans too that the model explains badly"
-    )
+    parser.add_argument("--force", action="store_true", help="draw scans too that the model explains badly")
     parser.add_argument("--out", type=str, default="grown", help="folder to write to, one folder per scan")
     args = parser.parse_args(_words_first(argv))
     model, facts = _open(args)
     if args.average:
         return _average(args, model, facts)
     jobs = _scans(args, model)
-    failed = [name for name, entry, age in jobs if not _one(args, model, facts, name, entry, age, len(jobs) == 1)]
+    failed = [
+        name for name, entry, age in jobs if not _one(args, model, facts, name, entry, age, len(jobs) == 1)
+    ]
     if failed:
         print(f"{len(failed)} of {len(jobs)} scans could not be done; see above.")
     return 2 if failed else 0
@@ -90,9 +92,7 @@ def _scans(args: Any, model: Any) -> list[tuple[str, Any, float]]:
         path = Path(word)
         if path.is_dir():
             ages = {} if args.from_age else read_ages(path, args.age, volumes)
-            found += [
-                (e.name, e, args.from_age or ages[e.name]) for e in scan(path, volumes=volumes).entries
-            ]
+            found += [(e.name, e, args.from_age or ages[e.name]) for e in scan(path, volumes=volumes).entries]
         elif not args.from_age:
             raise VerisimError(f"{word}: how old is the subject? Give the weeks with --from-age.")
         else:
@@ -155,7 +155,9 @@ def _one(
             print(f"{name}: done before, in {out}")
             return True
         scan, affine = _read(entry, model, args.run)
-        grown = grow(model, scan, age, args.to_age, args.frames, LatentFit(**fit), seed=args.seed, force=args.force)
+        grown = grow(
+            model, scan, age, args.to_age, args.frames, LatentFit(**fit), seed=args.seed, force=args.force
+        )
     except VerisimError as e:
         if alone:
             raise VerisimError(f"{name}: {e}") from e
@@ -211,13 +213,18 @@ def _write(out: Path, grown: Any, story: dict[str, Any], affine: Any, age: float
     ages, beyond = shown.ages.tolist(), shown.extrapolated.tolist()
     for k, (a, b) in enumerate(zip(ages, beyond)):
         path = out / f"{k:03d}-age-{a:.2f}{'-extrapolated' if b else ''}{suffix}"
-        write_image(path, shown.images.pixels[k], shown.images.spec, {**story, "age": a, "extrapolated": b}, affine)
+        write_image(
+            path, shown.images.pixels[k], shown.images.spec, {**story, "age": a, "extrapolated": b}, affine
+        )
     atomic_write(out / "growth.gif", film_gif(shown))
     rows: list[list[Any]] = [["age_weeks", "extrapolated"], *[[f"{a:.3f}", b] for a, b in zip(ages, beyond)]]
     if heads is not None:
         dims = shown.images.spec.spatial_dims
         content = f"{'volume' if dims == 3 else 'area'} ({_unit(heads.unit, dims)})"
-        curves = [(f"head circumference ({heads.unit})", heads.circumference.tolist()), (content, heads.content.tolist())]
+        curves = [
+            (f"head circumference ({heads.unit})", heads.circumference.tolist()),
+            (content, heads.content.tolist()),
+        ]
         for label, values in curves:
             rows[0].append(label)
             for row, v in zip(rows[1:], values):

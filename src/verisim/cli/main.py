@@ -17,6 +17,7 @@ VERBS = {
     "sample": "make images with a trained model",
     "evaluate": "judge one generator against held-out real images",
     "compare": "judge several generators side by side and write an HTML report",
+    "segment": "segment cases, with mean and variance of an ensemble of masks",
     "detect": "map what is unusual in images, calibrated on held-out normal ones",
     "grow": "show the brain of a scan at other ages, with its growth curve",
     "explore": "look into the latent space of an autoencoder: traverse, interpolate, probe",

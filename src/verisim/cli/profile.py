@@ -18,7 +18,6 @@ EXAMPLES = """\
 def main(argv: list[str]) -> int:
     from verisim.cli.train import _peek, _plain, add_recipe
     from verisim.data.atomic import atomic_write
-    from verisim.models import model_class
     from verisim.recipes import load_recipe
     from verisim.training.run_folder import environment
     from verisim.training.settings import TrainSettings
@@ -59,7 +58,7 @@ def _measure(kind: str, settings: dict[str, Any], training: Any, data: Any, clas
     from verisim.training.resources import measure
 
     torch.manual_seed(training.seed)
-    spec = ImageSpec(data.shape, data.channels)
+    spec = ImageSpec(data.shape, data.channel_count)
     model = build_model(kind, settings, spec, classes)
     x = torch.rand(1, *spec.shape, generator=generator("profile", training.seed)) * 2 - 1
     gpu = torch.cuda.is_available() and training.accelerator != "cpu"

@@ -14,12 +14,13 @@ from verisim.data.listing import scan
 from verisim.errors import DataError, nearest
 
 
-def with_ages(dataset: Dataset, folder: Path | str, column: str) -> Dataset:
+def with_ages(dataset: Dataset, folder: Path | str, column: str, image: str = "image") -> Dataset:
     """The data set with Images.ages; DataError for a column that is missing or holds what is no age above 0.
 
     The fingerprint covers the ages: a run does not go on with others.
     """
-    found = read_ages(folder, column, volumes=next(iter(dataset.values())).spec.spatial_dims == 3)
+    volumes = next(iter(dataset.values())).spec.spatial_dims == 3
+    found = read_ages(folder, column, volumes, image)
     splits = {}
     for name, images in dataset.items():
         missing = [n for n in images.names or () if n not in found]
@@ -31,14 +32,16 @@ def with_ages(dataset: Dataset, folder: Path | str, column: str) -> Dataset:
     return replace(dataset, splits=splits, fingerprint=digest)
 
 
-def read_ages(folder: Path | str, column: str, volumes: bool) -> dict[str, float]:
+def read_ages(folder: Path | str, column: str, volumes: bool, image: str = "image") -> dict[str, float]:
     """Image name -> age, for every image of a folder with a manifest."""
-    listing = scan(folder, volumes=volumes)
+    listing = scan(folder, image=image, volumes=volumes)
     columns = sorted({c for e in listing.entries for c in e.fields})
     if not all(column in e.fields for e in listing.entries):
         known = f" Columns: {', '.join(columns)}." if columns else " It has no manifest.csv."
         raise DataError(f"{folder}: no column '{column}' with ages.{nearest(column, columns)}{known}")
-    return {e.name: _age(str(e.fields[column]), f"{folder}, {e.name}, column '{column}'") for e in listing.entries}
+    return {
+        e.name: _age(str(e.fields[column]), f"{folder}, {e.name}, column '{column}'") for e in listing.entries
+    }
 
 
 def _age(text: str, where: str) -> float:

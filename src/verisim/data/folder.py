@@ -4,64 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from verisim.data.dataset import Case, Dataset, assemble, by_contrast
 from verisim.data.intensity import Window, apply_levels, kind_of, levels
 from verisim.data.labels import class_names_of, label_values
-from verisim.data.listing import Entry, Listing, scan
-from verisim.data.loading import SKIP_HINT, Loaded, Plan, load_all, load_one
-from verisim.data.raw import orientation
+from verisim.data.listing import Entry, Listing, contrasts_of, scan
+from verisim.data.loading import SKIP_HINT, Plan, load_all, load_one
 from verisim.data.resample import Fit
 from verisim.data.series import some
-from verisim.data.spec import Images, ImageSpec
+from verisim.data.spec import ImageSpec
 from verisim.data.splits import make_split, require_no_leak, split_name
 from verisim.errors import DataError
 
-ORDER = ("train", "val", "test", "all")
-
-
-@dataclass(frozen=True)
-class Dataset(Mapping[str, Images]):
-    """Images by split, and everything that was decided on the way. dataset["train"] is an Images."""
-
-    splits: dict[str, Images]  # "train", "test", perhaps "val"; or "all" where no split was wanted
-    class_names: tuple[str, ...]  # name of class index 0, 1, ...; () without labels
-    notes: tuple[str, ...]  # what was assumed, converted, left out
-    fingerprint: str  # sha256 over file contents, classes, splits and settings
-    skipped: tuple[tuple[str, str], ...]  # (name, reason) of unreadable files
-    window: dict[str, tuple[float, float] | str]  # kind of image -> black and white in stored units
-    split_of: dict[str, str]  # patient -> split: write it down, to get the same split again
-    affines: dict[str, np.ndarray]  # split -> (N, 4, 4): (d, h, w, 1) -> mm RAS+; NaN = unknown
-
-    def __getitem__(self, split: str) -> Images:
-        if split not in self.splits:
-            raise DataError(f"No split '{split}' here. There is: {', '.join(self.splits)}.")
-        return self.splits[split]
-
-    def __contains__(self, split: object) -> bool:
-        return split in self.splits
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.splits)
-
-    def __len__(self) -> int:
-        return len(self.splits)
-
-
-@dataclass
-class _Case:
-    """An image on its way into the data set."""
-
-    entry: Entry
-    patient: str
-    split: str
-    label: str = ""
-    loaded: Loaded | None = None
+__all__ = ["Dataset", "load_file", "load_images"]
 
 
 def load_images(
@@ -70,7 +30,9 @@ def load_images(
     *,
     channels: int = 1,  # 1 (colour becomes grey) or 3 (grey is repeated)
     label: str | None = None,  # manifest column with classes, or "folder": the name of the file's folder
-    image: str = "image",  # manifest column with file names
+    image: str = "image",  # manifest column with file names; "t1,t2" = one channel from each of these columns
+    mask: str | None = None,  # manifest column with label maps: integers 0..255 on the grid of their image
+    structures: Sequence[str] = (),  # what code 0, 1, ... of the label maps means; () = unknown
     split: Mapping[str, str] | str | None = "split",  # column, "new", {patient: split}, or None: all in one
     low: float = -1.0,  # value of black
     high: float = 1.0,  # value of white
@@ -88,15 +50,17 @@ def load_images(
     """Read a folder (or .npz set) into memory as float32 images in [low, high].
 
     8-bit images map their type's range (0..255) to [low, high]. Others use `window`, or the 0.5th and
-    99.5th percentile over the training images of their kind (recorded in Dataset.window). A stretched
-    volume keeps its place in space: spacing and affine follow. split "new" makes one by patient whatever the
-    manifest says.
+    99.5th percentile over the training images of their kind (recorded in Dataset.window), for each contrast
+    on its own. A stretched volume keeps its place in space: spacing and affine follow; label maps are fitted
+    as their images, nearest neighbour. split "new" makes one by patient whatever the manifest says.
     Errors: DataError for anything that would silently give other data than was meant.
     """
     wanted = (int(size),) * 2 if isinstance(size, int) else tuple(int(s) for s in size)
     fit = fit or ("pad" if len(wanted) == 2 else "stretch")
-    plan = Plan(wanted, channels, low, high, window, fit, enlarge, on_error)
-    listing = scan(folder, image=image, volumes=len(wanted) == 3)
+    listing = scan(folder, image=image, volumes=len(wanted) == 3, mask=mask)
+    several = contrasts_of(image, listing.columns) if "," in image else ()
+    contrasts = several if len(several) > 1 else ()
+    plan = Plan(wanted, channels, low, high, window, fit, enlarge, on_error, contrasts, mask or "")
     notes = list(listing.notes)
     cases = _with_labels(_cases(listing, notes, plan, split is not None), label, listing, notes)
     split_of = _assign(cases, split, {"test": test_fraction, "val": val_fraction}, seed, listing, notes)
@@ -118,23 +82,32 @@ def load_images(
             f"{skipped[0][1]}"
         )
     names = class_names_of([c.label for c in cases], label, listing.root) if label else ()
-    return _assemble(cases, names, plan, notes, skipped, split_of)
+    return assemble(cases, names, plan, notes, skipped, split_of, tuple(structures))
 
 
 def load_file(
-    path: Path | str,
+    path: Path | str | Sequence[Path | str],  # one file, or one for each of like.contrasts, in that order
     like: Dataset,  # whose black and white are used for images of the same kind
     *,
     window: Window = None,  # as for load_images, for kinds that `like` does not have
     fit: Fit | None = None,
     enlarge: bool = False,
 ) -> tuple[torch.Tensor, np.ndarray | None]:
-    """One image file (C, *S) float32, read as the images of a data set were, and its affine (4, 4) if known.
+    """One image (C, *S) float32, read as the images of a data set were, and its affine (4, 4) if known.
 
     The affine maps (d, h, w, 1) of the resized image to mm RAS+. DataError says why a file cannot be read.
     """
     spec = next(iter(like.splits.values())).spec
-    return load_entry(Entry(str(path), Path(path)), spec, like.window, window=window, fit=fit, enlarge=enlarge)
+    paths = [Path(path)] if isinstance(path, Path | str) else [Path(p) for p in path]
+    if len(paths) != max(1, len(like.contrasts)):
+        raise DataError(
+            f"{len(paths)} file(s) given where an image has the contrasts {', '.join(like.contrasts) or 'of one file'}. "
+            "Give one file for each, in this order."
+        )
+    entry = Entry(str(paths[0]), paths[0], others=tuple(paths[1:]))
+    return load_entry(
+        entry, spec, like.window, contrasts=like.contrasts, window=window, fit=fit, enlarge=enlarge
+    )
 
 
 def load_entry(
@@ -142,27 +115,32 @@ def load_entry(
     spec: ImageSpec,  # size, channels and range to bring it to
     windows: Mapping[str, tuple[float, float] | str],  # Dataset.window of the data set that it is read like
     *,
+    contrasts: tuple[str, ...] = (),  # Dataset.contrasts
     window: Window = None,
     fit: Fit | None = None,
     enlarge: bool = False,
 ) -> tuple[torch.Tensor, np.ndarray | None]:
     """load_file for an entry of a listing, without the data set itself."""
     fit = fit or ("pad" if spec.spatial_dims == 2 else "stretch")
-    plan = Plan(spec.size, spec.channels, spec.low, spec.high, window, fit, enlarge, "stop")
+    channels = 1 if contrasts else spec.channels
+    plan = Plan(spec.size, channels, spec.low, spec.high, window, fit, enlarge, "stop", contrasts)
     item = load_one(entry, plan)
     pixels = item.pixels[None]
-    known = windows.get(kind_of(item.raw), windows.get("all images"))
-    rule = known if isinstance(known, tuple) else window
-    black_white, _ = levels([item.raw], pixels, np.array([True]), rule)
-    return torch.from_numpy(apply_levels(pixels, black_white, spec.low, spec.high)[0]), item.affine
+    for title, raw, part in by_contrast([item], pixels, plan):
+        known = windows.get(title + kind_of(raw[0]), windows.get(title + "all images"))
+        rule = known if isinstance(known, tuple) else window
+        black_white, _ = levels(raw, part, np.array([True]), rule)
+        apply_levels(part, black_white, spec.low, spec.high)
+    return torch.from_numpy(pixels[0]), item.affine
 
 
-def _cases(listing: Listing, notes: list[str], plan: Plan, splitting: bool) -> list[_Case]:
+def _cases(listing: Listing, notes: list[str], plan: Plan, splitting: bool) -> list[Case]:
     """Every entry, with its patient (itself where none is known)."""
     gone = [*listing.missing, *(n for n, _ in listing.unreadable)]
     if gone and plan.on_error == "stop":
         raise DataError(
-            f"{listing.root}: {len(gone)} file(s) missing or unreadable: {some(gone)}. {SKIP_HINT}"
+            f"{listing.root}: {len(gone)} file(s) missing or unreadable: {some(gone)}."
+            f"{''.join(f' {n}: {why}.' for n, why in listing.unreadable[:1])} {SKIP_HINT}"
         )
     anonymous = [e for e in listing.entries if not e.patient]
     if splitting and anonymous and any(not e.split for e in listing.entries):
@@ -170,10 +148,10 @@ def _cases(listing: Listing, notes: list[str], plan: Plan, splitting: bool) -> l
             f"{len(anonymous)} of {len(listing.entries)} images name no patient: each counts as its own. If "
             "people have several images, add a 'patient' column, or test images leak into training"
         )
-    return [_Case(e, e.patient or f"file:{e.name}", e.split or "") for e in listing.entries]
+    return [Case(e, e.patient or f"file:{e.name}", e.split or "") for e in listing.entries]
 
 
-def _with_labels(cases: list[_Case], label: str | None, listing: Listing, notes: list[str]) -> list[_Case]:
+def _with_labels(cases: list[Case], label: str | None, listing: Listing, notes: list[str]) -> list[Case]:
     """Cases with their label's text; those with an empty one are left out, and noted."""
     if label is None:
         return cases
@@ -225,7 +203,7 @@ def _assign(cases, split, fractions: dict[str, float], seed: int, listing: Listi
     return {c.patient: c.split for c in cases}
 
 
-def _limited(cases: list[_Case], limit: int | None) -> list[_Case]:
+def _limited(cases: list[Case], limit: int | None) -> list[Case]:
     """At most `limit` cases per split: those whose names have the smallest hashes."""
     if limit is None:
         return cases
@@ -241,7 +219,7 @@ def _limited(cases: list[_Case], limit: int | None) -> list[_Case]:
     return [c for c in cases if c.entry.name in chosen]
 
 
-def _require_enough(cases: list[_Case], minimum: int, skipped: list, listing: Listing) -> None:
+def _require_enough(cases: list[Case], minimum: int, skipped: list, listing: Listing) -> None:
     """DataError unless the training split (or the only one) has `minimum` images."""
     if not cases:
         reason = f" First: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
@@ -252,72 +230,3 @@ def _require_enough(cases: list[_Case], minimum: int, skipped: list, listing: Li
         have = ", ".join(f"{n} {k}" for n, k in counts.items())
         raise DataError(f"{listing.root}: {counts[first]} image(s) to learn from, at least {minimum} are "
                         f"needed (found: {have}; {len(skipped)} unreadable). Add images.")  # fmt: skip
-
-
-def _assemble(cases, names: tuple[str, ...], plan: Plan, notes, skipped, split_of: dict) -> Dataset:
-    """Bring all images to [low, high] and sort them into splits."""
-    items: list[Loaded] = [c.loaded for c in cases]
-    pixels = np.stack([i.pixels for i in items])  # (N, C, *S)
-    training = np.array([c.split in ("train", "all") for c in cases])
-    black_white, rules = levels([i.raw for i in items], pixels, training, plan.window)
-    apply_levels(pixels, black_white, plan.low, plan.high)
-    notes += _reading_notes(items, rules)
-    spec = _spec(items, plan)
-    if spec.spacing is None and any(i.spacing for i in items):
-        notes.append("images differ in mm per pixel (or some do not say): the set has no common spacing")
-    turns = Counter(orientation(i.affine) for i in items if i.affine is not None)
-    if len(turns) > 1:
-        notes.append(
-            f"images lie differently in space ({', '.join(f'{n} {t}' for t, n in turns.most_common())}): left and "
-            "right, or front and back, are mixed. Bring them to one orientation first"
-        )
-    splits, affines = {}, {}
-    for name in [s for s in ORDER if any(c.split == s for c in cases)]:
-        mine = [k for k, c in enumerate(cases) if c.split == name]
-        labels = torch.tensor([names.index(cases[k].label) for k in mine]) if names else None
-        if labels is not None and len(labels.unique()) < len(names):
-            lacking = [n for j, n in enumerate(names) if not (labels == j).any()]
-            notes.append(f"split '{name}' has no image of class {some(lacking)}")
-        splits[name] = Images(torch.from_numpy(pixels[mine]), spec, labels,
-                              tuple(cases[k].patient for k in mine),
-                              tuple(cases[k].entry.name for k in mine))  # fmt: skip
-        affines[name] = np.stack([_matrix(items[k]) for k in mine])
-    return Dataset(splits, names, tuple(notes), _fingerprint(cases, plan), tuple(skipped), rules, split_of,
-                   affines)  # fmt: skip
-
-
-def _matrix(item: Loaded) -> np.ndarray:
-    """The affine, or NaN where it is unknown."""
-    return np.full((4, 4), np.nan) if item.affine is None else item.affine
-
-
-def _reading_notes(items: list[Loaded], rules: Mapping) -> list[str]:
-    """What readers converted, with counts; the rules for black and white where they were found from data."""
-    counts = Counter(note for i in items for note in i.raw.notes)
-    notes = [f"{n} image(s): {note}" for note, n in counts.most_common()]
-    modes = Counter(i.raw.mode for i in items)
-    if len(modes) > 1:
-        notes.append("mixed modes: " + ", ".join(f"{n} {m}" for m, n in modes.most_common()))
-    for kind, rule in rules.items():
-        if not kind.startswith("range") and isinstance(rule, tuple):
-            notes.append(f"{kind}: black = {rule[0]:g}, white = {rule[1]:g} in stored units")
-    if len(rules) > 1:
-        notes.append("images of several kinds were brought to one range by different rules")
-    return notes
-
-
-def _spec(items: list[Loaded], plan: Plan) -> ImageSpec:
-    """The common meaning: spacing and modality only where all images agree."""
-    spacings = [i.spacing for i in items]
-    first = spacings[0]
-    same = first is not None and all(s is not None and np.allclose(s, first, rtol=1e-3) for s in spacings)
-    modalities = {i.raw.modality for i in items}
-    modality = modalities.pop() if len(modalities) == 1 else "mixed"
-    return ImageSpec(plan.size, plan.channels, plan.low, plan.high, first if same else None, modality)
-
-
-def _fingerprint(cases: list[_Case], plan: Plan) -> str:
-    """sha256 over contents, labels, splits and settings; file names and their order do not matter."""
-    lines = sorted(f"{c.loaded.digest} {c.split} {c.label}" for c in cases if c.loaded)
-    settings = (plan.size, plan.channels, plan.low, plan.high, plan.window, plan.fit)
-    return hashlib.sha256("\n".join([repr(settings), *lines]).encode()).hexdigest()

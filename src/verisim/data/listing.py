@@ -32,6 +32,8 @@ class Entry:
     fields: Mapping[str, str] = field(default_factory=dict)  # manifest columns, or labels of an .npz set
     item: tuple[str, int] | None = None  # (array, index) inside an .npz set
     series: tuple[Path, ...] | None = None  # files of a DICOM series
+    others: tuple[Path, ...] = ()  # further contrasts of the same patient, one channel each
+    mask: Path | None = None  # its label map
 
     def read(self, finite: bool = True) -> RawImage:
         """The image (C, *S) in stored units; DataError names the file."""
@@ -45,14 +47,15 @@ class Entry:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that this image is made from."""
-        if self.series is not None:
-            return self.series
-        return (
-            tuple(sorted(p for p in self.path.iterdir() if p.is_file()))
-            if self.path.is_dir()
-            else (self.path,)
-        )
+        """Every file that this image is made from, its label map last."""
+        first = _members(self.path) if self.series is None else self.series
+        more = [*self.others, *([] if self.mask is None else [self.mask])]
+        return (*first, *(file for path in more for file in _members(path)))
+
+
+def _members(path: Path) -> tuple[Path, ...]:
+    """The file itself; the sorted files of a folder."""
+    return tuple(sorted(p for p in path.iterdir() if p.is_file())) if path.is_dir() else (path,)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Listing:
     columns: tuple[str, ...] = ()  # of the manifest, () without one
     missing: tuple[str, ...] = ()  # manifest rows whose file is not there
     unlisted: tuple[str, ...] = ()  # image files that no manifest row names
-    unreadable: tuple[tuple[str, str], ...] = ()  # (name, reason) for sets that cannot be opened
+    unreadable: tuple[
+        tuple[str, str], ...
+    ] = ()  # (name, reason): sets that cannot be opened, incomplete rows
     notes: tuple[str, ...] = ()
 
     @property
@@ -72,21 +77,26 @@ class Listing:
         return bool(self.columns)
 
 
-def scan(folder: Path | str, image: str = "image", volumes: bool = False) -> Listing:
+def scan(folder: Path | str, image: str = "image", volumes: bool = False, mask: str | None = None) -> Listing:
     """List the images of a folder or of one .npz file.
 
-    image: manifest column that names the files. volumes: take the DICOM files of one series as one image.
+    image: manifest column that names the files; several, 't1,t2', are contrasts of one image, in this order.
+    volumes: take the DICOM files of one series as one image. mask: manifest column of label maps.
     Errors: DataError for a folder that is missing or empty, and for an unusable manifest.
     """
     root = Path(folder)
     if not root.exists():
         raise DataError(f"{root}: no such folder. Check the path.")
+    manifest = root / "manifest.csv"
+    if (mask or "," in image) and not manifest.exists():
+        what = f"mask='{mask}'" if mask else f"image='{image}'"
+        raise DataError(f"{root}: {what} names columns of a manifest.csv, and there is none. Write one with a row "
+                        "per patient.")  # fmt: skip
     if root.is_file():
         if suffix_of(root) != ".npz":
             raise DataError(f"{root}: a file; name the folder that holds the images (or an .npz set).")
         return Listing(root.parent, tuple(_set_entries(root, root.parent)))
-    manifest = root / "manifest.csv"
-    listing = _from_manifest(root, manifest, image) if manifest.exists() else _from_files(root, volumes)
+    listing = _from_manifest(root, manifest, image, mask) if manifest.exists() else _from_files(root, volumes)
     if not listing.entries and not listing.unreadable and not listing.missing:
         raise DataError(f"{root}: no images found (PNG, JPEG, TIFF, NIfTI, DICOM or .npz), also not in its "
                         "subfolders. Check the path.")  # fmt: skip
@@ -230,37 +240,72 @@ def patient_column(columns: tuple[str, ...]) -> str | None:
     return next((lower[a] for a in PATIENT_COLUMNS if a in lower), None)
 
 
-def _from_manifest(root: Path, manifest: Path, image: str) -> Listing:
-    """One entry per row whose `image` cell is filled and whose file is there."""
-    columns, rows = read_manifest(manifest)
-    files = file_columns(columns, rows)
-    if image not in columns:
+def contrasts_of(image: str, columns: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The columns that 't1, t2' names; one that really has this name is itself."""
+    words = (image,) if image in columns else tuple(w.strip() for w in image.split(","))
+    if "" in words or len(set(words)) < len(words):
+        raise DataError(f"image='{image}': name each contrast's column once, like t1,t2,flair.")
+    return words
+
+
+def _require_columns(
+    manifest: Path, columns: tuple, files: list[str], images: tuple, mask: str | None
+) -> None:
+    """DataError unless the manifest has the columns of the images and of the label maps."""
+    for name in [c for c in images if c not in columns]:
         hint = (f"Columns with files: {', '.join(files)}; choose one with image='{files[0]}'."
                 if files else "Name the column of file names 'image'.")  # fmt: skip
-        raise DataError(f"{manifest}: no column '{image}'.{nearest(image, columns)} {hint}")
+        raise DataError(f"{manifest}: no column '{name}'.{nearest(name, columns)} {hint}")
+    if mask and mask not in columns:
+        raise DataError(f"{manifest}: no column '{mask}' for mask.{nearest(mask, columns)} Columns with files: "
+                        f"{', '.join(files) or 'none'}.")  # fmt: skip
+    if mask in images:
+        raise DataError(f"{manifest}: column '{mask}' cannot be both image and mask. Name another one.")
+
+
+def _from_manifest(root: Path, manifest: Path, image: str, mask: str | None) -> Listing:
+    """One entry per row whose `image` cells are filled and whose files are there."""
+    columns, rows = read_manifest(manifest)
+    files = file_columns(columns, rows)
+    images = contrasts_of(image, columns)
+    _require_columns(manifest, columns, files, images, mask)
+    needed = (*images, mask) if mask else images
     who = patient_column(columns)
     entries: list[Entry] = []
     missing: list[str] = []
+    incomplete: list[tuple[str, str]] = []
     named: set[str] = set()
     for number, row in enumerate(rows, start=2):
         named.update(PurePosixPath(row[c].replace("\\", "/")).as_posix() for c in files if row[c])
-        if not row[image]:
+        if not any(row[c] for c in images):
             continue
-        name = _inside(row[image], f"{manifest}, row {number}")
-        if not (root / name).exists():
-            missing.append(name)
+        lacking = [c for c in needed if not row[c]]
+        if lacking:
+            title = (row[who] if who else "") or next(row[c] for c in images if row[c])
+            incomplete.append((title, f"row {number} of the manifest has no {' and no '.join(lacking)}"))
             continue
+        paths = [_inside(row[c], f"{manifest}, row {number}") for c in needed]
+        gone = [p for p in paths if not (root / p).exists()]
+        if gone:
+            missing += gone
+            continue
+        name, *others = paths[: len(images)]
         word = row.get("split", "")
         split = split_name(word, f"{manifest}, row {number}") if word else None
-        entries.append(Entry(name, root / name, (row[who] or None) if who else None, split, row))
+        entries.append(Entry(name, root / name, (row[who] or None) if who else None, split, row,
+                             others=tuple(root / p for p in others),
+                             mask=root / paths[-1] if mask else None))  # fmt: skip
     twice = [n for n, k in Counter(e.name for e in entries).items() if k > 1]
     if twice:
         raise DataError(f"{manifest}: {len(twice)} image(s) named in more than one row, for example "
                         f"{', '.join(twice[:5])}. Keep one row per image.")  # fmt: skip
-    folders = {e.name for e in entries if e.path.is_dir()}
+    folders = {p.relative_to(root).as_posix() for e in entries
+               for p in (e.path, *e.others, *([e.mask] if e.mask else [])) if p.is_dir()}  # fmt: skip
     unlisted = [n for n in image_files(root) if n not in named and not _below(n, folders)]
     notes = [f"column '{who}' taken as the patient"] if who and who != "patient" else []
-    return Listing(root, tuple(entries), columns, tuple(missing), tuple(unlisted), notes=tuple(notes))
+    return Listing(
+        root, tuple(entries), columns, tuple(missing), tuple(unlisted), tuple(incomplete), tuple(notes)
+    )
 
 
 def _below(name: str, folders: set[str]) -> bool:

@@ -13,10 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from verisim.data.grids import as_codes, require_same_grid
 from verisim.data.intensity import Window
 from verisim.data.listing import Entry
 from verisim.data.npz import forget
 from verisim.data.raw import RawImage, spacing_of
+from verisim.data.readers import read_image
 from verisim.data.resample import Fit, content_size, fit_image
 from verisim.errors import DataError
 
@@ -30,13 +32,15 @@ class Plan:
     """What every image is brought to."""
 
     size: tuple[int, ...]  # (H, W) or (D, H, W)
-    channels: int  # 1 or 3
+    channels: int  # of each file: 1 or 3
     low: float  # value of black
     high: float  # value of white
     window: Window  # black and white in stored units, or how to find them
     fit: Fit  # "pad", "crop" or "stretch"
     enlarge: bool  # whether small images may be interpolated up
     on_error: str  # "skip" or "stop"
+    contrasts: tuple[str, ...] = ()  # names of the channels, where each is a file of its own
+    mask: str = ""  # where label maps come from
 
     def __post_init__(self) -> None:
         if len(self.size) not in (2, 3) or min(self.size) < 1:
@@ -51,6 +55,11 @@ class Plan:
             raise DataError(f"on_error='{self.on_error}': allowed are skip, stop.")
         if not self.low < self.high:
             raise DataError(f"Range [{self.low:g}, {self.high:g}]: black must be below white.")
+        if self.contrasts and self.channels != 1:
+            raise DataError(
+                f"channels={self.channels} with the contrasts {', '.join(self.contrasts)}: each contrast is one "
+                "grey channel. Leave channels out."
+            )
 
 
 @dataclass(frozen=True)
@@ -58,18 +67,29 @@ class Loaded:
     """One image after reading and resizing."""
 
     entry: Entry
-    raw: RawImage  # what the file says; its array is emptied
+    raws: tuple[RawImage, ...]  # what each contrast's file says; their arrays are emptied
     pixels: np.ndarray  # (C, *size) float32 stored units, NaN = padding
     affine: np.ndarray | None  # (4, 4): new (d, h, w, 1) -> mm RAS+
     spacing: tuple[float, ...] | None  # mm per new pixel
     digest: str  # sha256 of the file's bytes (and the place inside it)
+    mask: np.ndarray | None = None  # (1, *size) uint8 codes
+    lost: tuple[int, ...] = ()  # codes of the file that none of its pixels kept
+
+    @property
+    def raw(self) -> RawImage:
+        """What the first file says."""
+        return self.raws[0]
 
 
 def load_one(entry: Entry, plan: Plan) -> Loaded:
     """One image at the asked size, in stored units; DataError says why not."""
     raw = entry.read()
-    array = _dimensions(raw, plan, entry.name)
-    array = _channels(array, plan.channels, entry.name)
+    array = _channels(_dimensions(raw, plan, entry.name), plan.channels, entry.name)
+    raws = [raw]
+    for path in entry.others:
+        raws.append(read_image(path))
+        require_same_grid(raw, raws[-1], entry.name, str(path))
+        array = np.concatenate([array, _channels(_dimensions(raws[-1], plan, str(path)), 1, str(path))])
     content = content_size(array.shape[1:], plan.size, plan.fit)
     if not plan.enlarge and any(c > h for c, h in zip(content, array.shape[1:])):
         raise DataError(
@@ -79,7 +99,18 @@ def load_one(entry: Entry, plan: Plan) -> Loaded:
     pixels, back = fit_image(array, plan.size, plan.fit)
     affine = None if raw.affine is None else raw.affine @ back
     spacing = _spacing(raw, back, len(plan.size))
-    return Loaded(entry, replace(raw, array=np.empty((0,))), pixels, affine, spacing, digest_of(entry))
+    mask, lost = (None, ()) if entry.mask is None else load_mask(entry.mask, raw, entry.name, plan)
+    empty = tuple(replace(r, array=np.empty((0,))) for r in raws)
+    return Loaded(entry, empty, pixels, affine, spacing, digest_of(entry), mask, lost)
+
+
+def load_mask(path: Path, image: RawImage, name: str, plan: Plan) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Codes (1, *size) uint8 of the label map of `image` (called `name`), and those that vanish by resizing."""
+    raw = read_image(path)
+    require_same_grid(image, raw, name, str(path))
+    codes = as_codes(replace(raw, array=_dimensions(raw, plan, str(path))), str(path))
+    fitted, _ = fit_image(codes, plan.size, plan.fit, codes=True)
+    return fitted, tuple(np.setdiff1d(codes, fitted).tolist())
 
 
 def _dimensions(raw: RawImage, plan: Plan, name: str) -> np.ndarray:

@@ -50,7 +50,9 @@ def read_nifti(path: Path, frame: int | None = None) -> RawImage:
     if array.shape[0] == 1:
         array = array[0]  # one slice: an image (H, W)
     array = np.ascontiguousarray(array)[None]
-    meta = {"provenance": provenance} if provenance else {}
+    meta: dict = {"provenance": provenance} if provenance else {}
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        meta["unplaced"] = True  # voxel sizes are known, the place in space is not
     return RawImage(array, "NIfTI", str(dtype.newbyteorder("=")), "grey", bounds,
                     spacing_of(affine, array.ndim - 1), affine,
                     provenance.get("modality", "unknown"), tuple(notes), meta)  # fmt: skip

@@ -44,6 +44,18 @@ def resize(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(out, dtype=np.float32)
 
 
+def nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """array (C, *S) -> (C, *size) of the same type: the input pixel that holds each output pixel's centre.
+
+    A centre on the border of two pixels takes the one behind it.
+    """
+    out = array
+    for axis, n_out in enumerate(size, start=1):
+        n_in = array.shape[axis]
+        out = np.take(out, (2 * np.arange(n_out) + 1) * n_in // (2 * n_out), axis)
+    return np.ascontiguousarray(out)
+
+
 def content_size(have: tuple[int, ...], want: tuple[int, ...], fit: Fit) -> tuple[int, ...]:
     """Size that an image of size `have` is resampled to before it is padded or cropped to `want`."""
     if fit == "stretch":
@@ -54,21 +66,24 @@ def content_size(have: tuple[int, ...], want: tuple[int, ...], fit: Fit) -> tupl
     return tuple(limit(w, max(1, round(h * scale))) for h, w in zip(have, want))
 
 
-def fit_image(array: np.ndarray, size: tuple[int, ...], fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+def fit_image(
+    array: np.ndarray, size: tuple[int, ...], fit: Fit, codes: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """array (C, *S) at `size`, and the (4, 4) map from new to old (d, h, w, 1) indices.
 
     'pad' keeps the pixel grid's aspect and fills with NaN on both sides; 'crop' keeps it and cuts the
     middle out; 'stretch' fills the size and changes the aspect.
+    codes: the array is a label map: nearest neighbour, filled with 0, of its own type.
     """
     have = array.shape[1:]
     content = content_size(have, size, fit)
-    out = resize(array, content)
+    out = (nearest if codes else resize)(array, content)
     before = [(w - c) // 2 for c, w in zip(content, size)]  # negative: cut away
     cut = [slice(-b, -b + w) if b < 0 or c > w else slice(None) for b, c, w in zip(before, content, size)]
     out = out[(slice(None), *cut)]
     room = [(max(b, 0), max(w - c - max(b, 0), 0)) for b, c, w in zip(before, content, size)]
     if any(a or b for a, b in room):
-        out = np.pad(out, [(0, 0), *room], constant_values=np.nan)
+        out = np.pad(out, [(0, 0), *room], constant_values=0 if codes else np.nan)
     back = np.eye(4)
     for axis, (h, c, b) in enumerate(zip(have, content, before), start=3 - len(size)):
         back[axis, axis] = h / c

@@ -76,10 +76,18 @@ class Images:
     labels: Tensor | None = None  # (N,) int64 class indices
     patients: tuple[str, ...] | None = None  # N patient identifiers
     names: tuple[str, ...] | None = None  # N file names or sample names
+    segmentation: Tensor | None = None  # (N, 1, *S) uint8 codes; 0 is the background
     ages: Tensor | None = None  # (N,) float32, in the unit that the data set uses
 
     def __post_init__(self) -> None:
         self.spec.check(self.pixels)
+        seg, meant = self.segmentation, (len(self.pixels), 1, *self.spec.size)
+        if seg is not None and (tuple(seg.shape) != meant or seg.dtype != torch.uint8):
+            raise RangeError(
+                f"segmentation: {tuple(seg.shape)} of {seg.dtype}, where {meant} of torch.uint8 is meant: one "
+                f"code from 0 to 255 for every pixel of every image. Resize it with its images, nearest "
+                f"neighbour, and convert with .to(torch.uint8)."
+            )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -98,7 +106,7 @@ class Images:
         return replace(self, pixels=x.clamp(a, b))
 
     def subset(self, index: Tensor) -> Images:
-        """The images at `index` ((M,) int64 or (N,) bool), with their labels, patients and names."""
+        """The images at `index` ((M,) int64 or (N,) bool), with their labels, patients, names and segmentation."""
         if index.dtype == torch.bool:
             index = index.nonzero().flatten()
         take = index.tolist()
@@ -108,6 +116,7 @@ class Images:
             None if self.labels is None else self.labels[index],
             None if self.patients is None else tuple(self.patients[i] for i in take),
             None if self.names is None else tuple(self.names[i] for i in take),
+            None if self.segmentation is None else self.segmentation[index],
             None if self.ages is None else self.ages[index],
         )
 

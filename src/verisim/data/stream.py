@@ -19,7 +19,10 @@ from verisim.seeding import generator
 
 
 class BatchStream(IterableDataset):
-    """Batches {'image' (B, C, *S) in [-1, 1], 'label' (B,) if any; 'age' and 'index' (B,) if ages are known} from `first()` up to batch `total`.
+    """Batches from `first()` up to batch `total`, as dictionaries.
+
+    'image' (B, C, *S) in [-1, 1]; 'label' (B,) int64 and 'mask' (B, 1, *S) uint8 codes where the images have them;
+    'age' (B,) and 'index' (B,) into the images where ages are known.
 
     Every image is seen once per pass before any is seen again; passes are reshuffled. With several
     ranks each batch of `batch_size * world_size` is cut into disjoint parts.
@@ -61,6 +64,8 @@ class BatchStream(IterableDataset):
             batch: dict[str, Any] = {"image": self.images.pixels[i]}
             if self.images.labels is not None:
                 batch["label"] = self.images.labels[i]
+            if self.images.segmentation is not None:
+                batch["mask"] = self.images.segmentation[i]
             if self.images.ages is not None:
                 batch["age"], batch["index"] = self.images.ages[i], i
             yield batch

@@ -23,6 +23,9 @@ MODELS = {
     "pixelcnn": "verisim.models.autoregressive.pixelcnn:PixelCNN",
     "gated_pixelcnn": "verisim.models.autoregressive.gated_pixelcnn:GatedPixelCNN",
     "diffusion": "verisim.models.diffusion.denoising:DenoisingDiffusion",
+    "diffusion_segmentation": "verisim.models.diffusion.segmentation:DiffusionSegmenter",
+    "supervised_segmentation": "verisim.models.segmentation.supervised:SupervisedSegmenter",
+    "age_guided": "verisim.models.diffusion.age_guided:AgeGuidedDiffusion",
     "development": "verisim.models.implicit.model:ImplicitDevelopment",
 }
 

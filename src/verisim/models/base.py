@@ -36,6 +36,7 @@ class GenerativeModel(LightningModule):
 
     Options: ClassVar[type[SamplingOptions]] = SamplingOptions
     family: ClassVar[str] = ""  # "gan", "vae", "autoregressive", "diffusion", ...
+    draws: ClassVar[bool] = True  # False: it makes no images of its own, so there are no samples to show
 
     net: nn.Module
 

@@ -11,6 +11,7 @@ from verisim.phantoms import (
     knee,
     knee_measure,
     measure,
+    mr_contrast,
 )
 from verisim.phantoms.base import Phantom, PhantomKind
 
@@ -23,6 +24,9 @@ PHANTOMS: dict[str, PhantomKind] = {
         class_names=brain.CLASS_NAMES,
         spatial_dims=(2, 3),
         structures=brain.STRUCTURES,
+        lesions=brain.LESION_CODES,
+        findings=tuple(brain.LESIONS),
+        contrasts=tuple(mr_contrast.SEQUENCES),
     ),
     "head_ct": PhantomKind(
         make=head_ct.make,
@@ -30,6 +34,7 @@ PHANTOMS: dict[str, PhantomKind] = {
         class_names=head_ct.CLASS_NAMES,
         spatial_dims=(2, 3),
         structures=head_ct.STRUCTURES,
+        lesions=head_ct.PARTS["lesion"],
     ),
     "growing_brain": PhantomKind(
         make=growing_brain.make,

@@ -46,6 +46,11 @@ class PhantomKind:
     class_names: tuple[str, ...]  # meaning of labels 0, 1, ...
     spatial_dims: tuple[int, ...] = (2,)  # dimensions that `make` can draw; an int size means the first
     structures: tuple[str, ...] = ()  # meaning of the segmentation's codes 0, 1, ...; () = none
+    lesions: tuple[int, ...] = ()  # codes of what no healthy person has
+    findings: tuple[str, ...] = ()  # kinds of heads that `make(lesions=...)` can draw; () = no choice
+    contrasts: tuple[
+        str, ...
+    ] = ()  # that `make(contrasts=...)` can draw, one channel each; () = one grey image
 
 
 def full_size(

@@ -54,6 +54,7 @@ STRUCTURES = (
     "thalamus_left", "caudate_right", "caudate_left", "putamen_right", "putamen_left", "hippocampus_right",
     "hippocampus_left", "cerebellum", "brainstem", "ms_lesion", "oedema", "enhancing_tumour", "tumour_core",
 )  # fmt: skip
+LESION_CODES = tuple(k for k, s in enumerate(STRUCTURES) if s in STRUCTURES[-4:])
 # centre of the left one and semi-axes in mm (x, y, z), in the average head at 20 years (ventricles: radius 1)
 PAIRS = {
     "ventricle": ((11.0, 2.0, 10.0), (5.0, 20.0, 9.0)),

@@ -110,7 +110,12 @@ def _table(options: Options, scale: Scale) -> Result:
                     curves.append(average(model, kind, scale))
                 if seed == 0:
                     _draw(options, found.name, model, scale, scans, atlas)
-    numbers = {"rows": rows, "atlas": atlas if "both" in names else {}, "source": SOURCE, "scale": asdict(scale)}
+    numbers = {
+        "rows": rows,
+        "atlas": atlas if "both" in names else {},
+        "source": SOURCE,
+        "scale": asdict(scale),
+    }
     found.numbers = {str(scale.size): numbers}
     found.claims = claims(numbers)
     found.notes = [
@@ -153,7 +158,9 @@ def trained(options: Options, scale: Scale, scans: Scans, name: str, seed: int) 
     torch.manual_seed(seed)
     architecture = Architecture(ssl, scale.latent, scale.hidden, scale.layers)
     model = Development.for_scans(scans.train, architecture)
-    settings = Training(scale.steps, sgla, scale.scans, scale.pixels, mirror=0.0, lr=scale.lr, latent_lr=scale.latent_lr)
+    settings = Training(
+        scale.steps, sgla, scale.scans, scale.pixels, mirror=0.0, lr=scale.lr, latent_lr=scale.latent_lr
+    )
     word = name.replace(", ", "-").replace(" ", "-")
     file = options.out / "runs" / f"{scale.size}px-{scale.steps}" / f"{word}@{seed}.safetensors"
     fit(model, scans.train, ages, settings, seed=seed, progress=Progress(file, every=500))
@@ -209,7 +216,13 @@ def average(model: Development, kind: str, scale: Scale) -> dict[str, Any]:
     except VerisimError:
         return {**curve, "head": None, "slope": None, "true_slope": slope(shown.ages, truth), "r": None}
     r = float(torch.corrcoef(torch.stack([head, truth]))[0, 1])
-    return {**curve, "head": head.tolist(), "slope": slope(shown.ages, head), "true_slope": slope(shown.ages, truth), "r": r}
+    return {
+        **curve,
+        "head": head.tolist(),
+        "slope": slope(shown.ages, head),
+        "true_slope": slope(shown.ages, truth),
+        "r": r,
+    }
 
 
 def _draw(
@@ -221,8 +234,12 @@ def _draw(
     few = torch.linspace(0, scale.tested - 1, min(8, scale.tested)).long()
     first, second = scans.first.subset(few), scans.second.subset(few)
     made = age_change(model, first, scans.before[few], second, scans.after[few], fitting).made
-    save_mosaic(folder / "predictions.png", torch.cat([first.pixels, made.pixels, second.pixels]), len(few), scale=3)
-    curves = [(f"{kind} latent: head circumference (mm)", a[0]["head"]) for kind, a in atlas.items() if a[0]["head"]]
+    save_mosaic(
+        folder / "predictions.png", torch.cat([first.pixels, made.pixels, second.pixels]), len(few), scale=3
+    )
+    curves = [
+        (f"{kind} latent: head circumference (mm)", a[0]["head"]) for kind, a in atlas.items() if a[0]["head"]
+    ]
     if curves:
         ages = atlas["zero"][0]["ages"]
         curves.append(("phantom: head circumference (mm)", atlas["zero"][0]["truth"]))

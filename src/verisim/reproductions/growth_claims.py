@@ -69,7 +69,13 @@ def _control(rows: dict[str, Any], key: str, name: str, statement: str) -> Claim
         return None
     x, y = scores(rows["both"], "predicted"), scores(rows["both"], key)
     holds, e = _judge(x - y, 0.0)
-    return Claim(name, statement, "control", holds, f"PSNR {float(x.mean()):.2f} against {float(y.mean()):.2f} dB; {_text(e)}")
+    return Claim(
+        name,
+        statement,
+        "control",
+        holds,
+        f"PSNR {float(x.mean()):.2f} against {float(y.mean()):.2f} dB; {_text(e)}",
+    )
 
 
 def _text(e: Estimate) -> str:

@@ -52,7 +52,9 @@ def predict(
     return model.render(fit_latents(model, scans, ages, settings, masks=masks, seed=seed), to_ages)
 
 
-MOST_UNEXPLAINED = 3.0  # times what training scans leave unexplained, above which a scan is refused; docs/implicit.md
+MOST_UNEXPLAINED = (
+    3.0  # times what training scans leave unexplained, above which a scan is refused; docs/implicit.md
+)
 LEAST = 0.05  # share of variance that a scan may leave unexplained in any case
 
 

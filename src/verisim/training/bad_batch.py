@@ -18,7 +18,7 @@ def save_bad_batch(
     """Write bad-batch-STEP.safetensors into the run folder and return its path.
 
     checkpoint.load_state gives back: index (B,) into the training images, names and patients of these (or
-    None), image (B, C, *S) in [-1, 1], label (B,) or None, loss (as the model gave it), step, rank and
+    None), image (B, C, *S) in [-1, 1], label (B,) or None, mask (B, 1, *S) uint8 or None, loss (as the model gave it), step, rank and
     noise_seed. The step is replayed by torch.manual_seed(noise_seed), then model.training_loss(image, label).
     """
     index = stream.indices(model.step)
@@ -31,6 +31,7 @@ def save_bad_batch(
         "patients": None if batch.patients is None else list(batch.patients),
         "image": batch.pixels,
         "label": batch.labels,
+        "mask": batch.segmentation,
         "loss": error.loss,
         "step": model.step,
         "rank": model.global_rank,

@@ -1,0 +1,1 @@
+"""Models that map images to masks; the ones that sample masks by diffusion are in models/diffusion."""
