@@ -30,10 +30,11 @@ def gaussian():
     """A model whose denoiser is that of N(0, 1) data and whose age is the mean pixel, 35 + 5 m."""
     torch.manual_seed(0)
     model = build_model("age_guided", SMALL, ImageSpec((16, 16)))
+    model.net.denoiser.forward = lambda y, step: torch.zeros_like(y).repeat(1, 2, 1, 1)
     plain = AgeGuidedDiffusion.estimate
 
     def estimate(x, sigma, age=None, c=0.0):
-        moved = plain(model, x, sigma, age, c)  # the untrained denoiser answers x
+        moved = plain(model, x, sigma, age, c)  # no noise is seen in x, so the answer is x
         return moved - x + x / (1 + sigma**2)
 
     model.estimate = estimate
@@ -61,15 +62,13 @@ def test_guidance_moves_towards_the_age():
     x = images()
     model = gaussian()
     ages = [
-        float((model.at_age(x, 38.0, 600, c, steps=50).mean() * 10) * 5 + 35) for c in (0.0, 1e-3, 3e-3, 1e-2)
+        float((model.at_age(x, 38.0, 600, c, steps=50).mean() * 10) * 5 + 35) for c in (0.0, 0.03, 0.1, 0.3)
     ]
     assert ages == sorted(ages) and ages[-1] - ages[0] > 0.5 and ages[-1] < 38.5
-    younger = float((model.at_age(x, 32.0, 600, 1e-2, steps=50).mean() * 10) * 5 + 35)
+    younger = float((model.at_age(x, 32.0, 600, 0.3, steps=50).mean() * 10) * 5 + 35)
     assert younger < ages[0] - 0.5
-    broken = model.at_age(x, 38.0, 600, 1e3, steps=50)
-    assert (broken - x).square().mean() > 10 * (
-        model.at_age(x, 38.0, 600, 1e-2, steps=50) - x
-    ).square().mean()
+    with pytest.raises(VerisimError, match=r"guidance of strength 1000 overshoots.*Lower it"):
+        model.at_age(x, 38.0, 600, 1e3, steps=50)
 
 
 def test_guidance_is_the_formula():

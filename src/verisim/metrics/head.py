@@ -70,7 +70,7 @@ def measure_heads(images: Images, level: float = LEVEL) -> Heads:
             content /= 10.0**spec.spatial_dims  # mm -> cm
         rows.append((perimeter(long, short), content, long, short))
     columns = torch.tensor(rows, dtype=torch.float64).T
-    return Heads(*columns, unit="mm" if spec.spacing else "pixels")
+    return Heads(columns[0], columns[1], columns[2], columns[3], "mm" if spec.spacing else "pixels")
 
 
 def perimeter(a: float, b: float) -> float:

@@ -238,9 +238,9 @@ def _draw(
         folder / "predictions.png", torch.cat([first.pixels, made.pixels, second.pixels]), len(few), scale=3
     )
     curves = [
-        (f"{kind} latent: head circumference (mm)", a[0]["head"]) for kind, a in atlas.items() if a[0]["head"]
+        (f"{kind} latent: HC (mm)", a[0]["head"]) for kind, a in atlas.items() if a[0]["head"]
     ]
     if curves:
         ages = atlas["zero"][0]["ages"]
-        curves.append(("phantom: head circumference (mm)", atlas["zero"][0]["truth"]))
+        curves.append(("phantom, exact: HC (mm)", atlas["zero"][0]["truth"]))
         atomic_write(folder / "average.png", curve_png(ages, [False] * len(ages), curves))

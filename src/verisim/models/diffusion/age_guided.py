@@ -197,6 +197,10 @@ class AgeGuidedDiffusion(GenerativeModel):
         for now, then in zip(sigmas, [*sigmas[1:], 0.0]):
             x0 = self.estimate(x, now, age, c)
             x = x0 + (then / now) * (x - x0)
+        if not torch.isfinite(x).all():
+            raise VerisimError(
+                f"age_guided: guidance of strength {c:g} overshoots and breaks the image. Lower it."
+            )
         return x.clamp(-1, 1)
 
     def sample(

@@ -121,7 +121,7 @@ class ImplicitDevelopment(GenerativeModel):
         rows = self.rows[batch["index"].cpu()]
         masks = brain_masks(Images(x, self.spec), None)  # (B, V)
         drawn = self.drawer.draw(x, masks, batch["age"].cpu(), rows, step_generator(self.seed, self.step))
-        loss = torch.tensor(descend(self.net, drawn, self.settings.chunk, *self.optimizers()))  # type: ignore[attr-defined]
+        loss = torch.tensor(descend(self.net, drawn, self.settings.chunk, *self.optimizers()))
         self.is_finite(loss)
         self.log_parts({"loss": loss})
 
