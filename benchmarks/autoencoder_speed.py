@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
 from verisim.models import build_model
+from verisim.training.memory import with_saved_bytes
 
 BATCH, SIDE = 8, 64
 SIZES = (64, 128, 256, 512)
@@ -139,21 +140,8 @@ def _job(net: nn.Module, task: str, x: Tensor) -> Callable[[], None]:
 
 def saved_bytes(net: nn.Module, side: int) -> int:
     """Bytes that one image's forward pass keeps for the backward pass, without the weights."""
-    held: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage.nbytes()
-        return t
-
     net.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss = net.loss(torch.rand(1, 1, side, side) * 2 - 1)
-        total = sum(held.values())  # read while everything is still held
-    del loss
-    return total
+    return with_saved_bytes(lambda: net.loss(torch.rand(1, 1, side, side) * 2 - 1), net.parameters())[1]
 
 
 def measure(kind: str, seconds: float) -> dict[str, dict]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
 from verisim.models import build_model
-from verisim.training.estimate import with_saved_bytes
+from verisim.training.memory import with_saved_bytes
 
 BASE = "MONAI, pixels"
 OURS: dict[str, dict] = {

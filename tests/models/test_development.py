@@ -423,9 +423,12 @@ def test_page_runs_as_it_stands():
 
 
 def test_rows_of_the_catalogue():
-    """The systems are listed as partial, with this page, and say that no command trains them."""
+    """The systems are listed as partial, with this page; those that are models are trained by name, the blocks are not."""
     rows = catalogue()
     for name in ("B-K", "B-L", "B-L2", "B-O", "B-S3"):
         assert rows[name].status == "partial" and rows[name].page == "docs/implicit.md"
-        with pytest.raises(VerisimError, match=r"of kind 'library' and cannot be trained"):
-            rows[name].settings("source")
+    for name in ("B-K", "B-L", "B-L2"):
+        assert rows[name].settings("source")["model"]["name"] == "development"
+    assert rows["B-L2"].settings("none")["model"]["ssl"] is False
+    with pytest.raises(VerisimError, match=r"of kind 'library' and cannot be trained"):
+        rows["B-S3"].settings("source")

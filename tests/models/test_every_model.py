@@ -30,10 +30,21 @@ SMALL = {  # settings that make each model small and quick
     "pixelcnn": {"layers": 2, "channels": 8},
     "gated_pixelcnn": {"layers": 3, "channels": 8, "components": 2},
     "diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "steps": 2},
+    "age_guided": {
+        "channels": (8, 8, 16),
+        "blocks": 1,
+        "attention": (False, False, True),
+        "depth": 1,
+        "groups": 4,
+        "head_channels": 8,
+        "regressor_attention": (False, False, True),
+    },
+    "development": {"latent": 4, "hidden": 8, "layers": 3},
 }
 SEGMENTERS = ("diffusion_segmentation", "supervised_segmentation")  # they make no images: test_segmenters.py
 MODELS = {name: where for name, where in MODELS.items() if name not in SEGMENTERS}
 CLASSES = {name: 0 if name == "pixelcnn" else 3 for name in MODELS}  # the literal PixelCNN has no classes
+CLASSES["development"] = CLASSES["age_guided"] = 0  # ages instead
 
 
 def made(name, size=(16, 16), classes=0):

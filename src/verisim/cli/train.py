@@ -44,21 +44,27 @@ def _peek(argv: list[str]) -> tuple[str, str]:
 
 def build_parser(recipe_name: str, variant: str) -> Parser:
     """Parser with the model options of the recipe; without a recipe only the common ones."""
-    from verisim.models import model_class
-    from verisim.recipes import load_recipe
-    from verisim.training.settings import TrainSettings
-    from verisim.training.source import DataSettings
-
     parser = Parser("train", "Train a model into a run folder.", EXAMPLES)
     parser.add_argument("recipe", type=str, help="id of the catalogue ('verisim list') or a YAML file")
     parser.add_argument("--variant", type=str, default="small", help="small | full | source | ...")
     parser.add_argument("--out", type=str, default="", help="run folder (default: runs/RECIPE-VARIANT-SEED)")
     parser.add_argument("--resume", type=str, default="", help="run folder to go on with (no recipe then)")
     parser.add_argument("--dry-run", action="store_true", help="measure memory and time of a step, then stop")
+    add_recipe(parser, recipe_name, variant)
+    return parser
+
+
+def add_recipe(parser: Parser, recipe_name: str, variant: str) -> None:
+    """Options data, training and, with a recipe, model; their defaults are the recipe's."""
+    from verisim.models import model_class
+    from verisim.recipes import load_recipe
+    from verisim.training.settings import TrainSettings
+    from verisim.training.source import DataSettings
+
     parser.add_class_arguments(DataSettings, "data")
     if not recipe_name:
         parser.add_class_arguments(TrainSettings, "training")
-        return parser
+        return
     recipe = load_recipe(recipe_name)
     settings = recipe.settings(variant)
     model = dict(settings["model"])
@@ -68,7 +74,6 @@ def build_parser(recipe_name: str, variant: str) -> Parser:
     parser.explain("model", model_class(name))
     for section, values in (("model", model), ("data", settings["data"]), ("training", settings["training"])):
         parser.defaults_from(section, values, f"recipe {recipe.id} ({variant})")
-    return parser
 
 
 def _start(args: Any, recipe_name: str) -> int:

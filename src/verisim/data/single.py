@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +44,15 @@ class Single:
 
 
 def load_single(
-    paths: Sequence[Path],  # one file, or one for each contrast, in their order
+    source: Sequence[Path] | Entry,  # one file, or one for each contrast, in their order; or one of a listing
     how: Reading,
     mask: Path | None = None,  # label map on the same grid
 ) -> Single:
     """Read one image; DataError says why it cannot be read as `how` says."""
+    entry = (
+        source if isinstance(source, Entry) else Entry(str(source[0]), source[0], others=tuple(source[1:]))
+    )
+    paths = (entry.path, *entry.others)
     if len(paths) != max(1, len(how.contrasts)):
         of = f"the contrasts {', '.join(how.contrasts)}" if how.contrasts else "one file"
         raise DataError(
@@ -58,7 +62,7 @@ def load_single(
     fit: Fit = how.fit or ("pad" if spec.spatial_dims == 2 else "stretch")
     channels = 1 if how.contrasts else spec.channels
     plan = Plan(spec.size, channels, spec.low, spec.high, how.other, fit, how.enlarge, "stop", how.contrasts)
-    item = load_one(Entry(str(paths[0]), paths[0], others=tuple(paths[1:]), mask=mask), plan)
+    item = load_one(replace(entry, mask=mask or entry.mask), plan)
     pixels = item.pixels[None]
     inside = torch.from_numpy(np.isfinite(item.pixels[:1]))
     for (title, raws, part), path in zip(by_contrast([item], pixels, plan), paths):

@@ -77,6 +77,7 @@ class Images:
     patients: tuple[str, ...] | None = None  # N patient identifiers
     names: tuple[str, ...] | None = None  # N file names or sample names
     segmentation: Tensor | None = None  # (N, 1, *S) uint8 codes; 0 is the background
+    ages: Tensor | None = None  # (N,) float32, in the unit that the data set uses
 
     def __post_init__(self) -> None:
         self.spec.check(self.pixels)
@@ -116,6 +117,7 @@ class Images:
             None if self.patients is None else tuple(self.patients[i] for i in take),
             None if self.names is None else tuple(self.names[i] for i in take),
             None if self.segmentation is None else self.segmentation[index],
+            None if self.ages is None else self.ages[index],
         )
 
     def require_same_spec(self, other: Images, where: str) -> None:

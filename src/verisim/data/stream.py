@@ -21,7 +21,8 @@ from verisim.seeding import generator
 class BatchStream(IterableDataset):
     """Batches from `first()` up to batch `total`, as dictionaries.
 
-    'image' (B, C, *S) in [-1, 1]; 'label' (B,) int64 and 'mask' (B, 1, *S) uint8 codes where the images have them.
+    'image' (B, C, *S) in [-1, 1]; 'label' (B,) int64 and 'mask' (B, 1, *S) uint8 codes where the images have them;
+    'age' (B,) and 'index' (B,) into the images where ages are known.
 
     Every image is seen once per pass before any is seen again; passes are reshuffled. With several
     ranks each batch of `batch_size * world_size` is cut into disjoint parts.
@@ -65,6 +66,8 @@ class BatchStream(IterableDataset):
                 batch["label"] = self.images.labels[i]
             if self.images.segmentation is not None:
                 batch["mask"] = self.images.segmentation[i]
+            if self.images.ages is not None:
+                batch["age"], batch["index"] = self.images.ages[i], i
             yield batch
             k += 1
 

@@ -25,6 +25,8 @@ MODELS = {
     "diffusion": "verisim.models.diffusion.denoising:DenoisingDiffusion",
     "diffusion_segmentation": "verisim.models.diffusion.segmentation:DiffusionSegmenter",
     "supervised_segmentation": "verisim.models.segmentation.supervised:SupervisedSegmenter",
+    "age_guided": "verisim.models.diffusion.age_guided:AgeGuidedDiffusion",
+    "development": "verisim.models.implicit.model:ImplicitDevelopment",
 }
 
 

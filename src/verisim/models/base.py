@@ -17,7 +17,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from verisim.data.spec import ImageSpec
+from verisim.data.spec import Images, ImageSpec
 from verisim.errors import LossError, VerisimError, nearest
 from verisim.models.power_ema import LENGTHS, PowerEMA
 from verisim.seeding import derive_seed
@@ -107,6 +107,9 @@ class GenerativeModel(LightningModule):
 
     def prepare(self, x: Tensor) -> None:
         """Called once before the first step with the training images (N, C, *S), e.g. to measure them."""
+
+    def meet(self, images: Images) -> None:
+        """Called once when a run begins or goes on, before any weights are read: whom do the images show?"""
 
     def finalise(self, x: Tensor, label: Tensor | None) -> None:
         """Called once after training with the training images (N, C, *S), e.g. to fit a latent density."""

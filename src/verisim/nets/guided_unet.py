@@ -47,10 +47,12 @@ class GuidedUNet(nn.Module):
         attention: tuple[bool, ...] = (),  # self-attention per level; () = nowhere, as the source has it
         dropout: float = 0.0,  # probability inside the residual blocks
         checkpointing: bool = False,  # recompute blocks in the backward pass: less memory, a third slower
+        middle_attention: bool = False,  # self-attention between the two blocks of the middle, there alone
+        groups: int = 0,  # of every norm; 0 = as many as the finest level has channels
     ) -> None:
         super().__init__()
         _check(spatial_dims, channels, blocks, skip, attention)
-        levels, groups, width = len(channels), channels[0], 4 * channels[0]
+        levels, groups, width = len(channels), groups or channels[0], 4 * channels[0]
         attends = attention or (False,) * levels
         self.divisor = DIVISOR.get(skip)  # None = concat
         self.stride, self.checkpointing = 2 ** (levels - 1), checkpointing
@@ -71,6 +73,8 @@ class GuidedUNet(nn.Module):
                 down.append(Down(spatial_dims, now))
                 kept.append(now)
         middle = [block(now, now, levels - 1) for _ in range(2)]
+        if middle_attention:
+            middle = [ResidualBlock(spatial_dims, now, now, width, groups, dropout, a) for a in (True, False)]
         up: list[nn.Module] = []
         for i in reversed(range(levels)):
             for k in range(blocks + 1):

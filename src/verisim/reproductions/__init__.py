@@ -19,6 +19,7 @@ REPRODUCTIONS = {
     "demo": "verisim.reproductions.demo",
     "002-segmentation": "verisim.reproductions.segmentation_study",
     "001": "verisim.reproductions.knee_table",
+    "002-growth": "verisim.reproductions.growth",
     "004": "verisim.reproductions.cxr_comparison",
     "004-mark": "verisim.reproductions.cxr_mark",
     "004-artefact": "verisim.reproductions.cxr_artefact",

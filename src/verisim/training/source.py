@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from verisim.data.ages import with_ages
 from verisim.data.folder import Dataset, load_images
 from verisim.errors import VerisimError, pick
 from verisim.phantoms import PHANTOMS, Phantom, PhantomKind
@@ -29,6 +30,7 @@ class DataSettings:
             lesion (1 where a finding is) or structures (a code for each); empty = none
         contrasts: for the brain phantom: T1, T1c, T2, PD, FLAIR, comma-separated, one channel each; empty = T1
         findings: for the brain phantom: mixed, none, ms or tumour heads; empty = mixed
+        age: manifest column with ages ('age' for phantoms that have one), for models of development
         split: manifest column with train, val or test; new = make a split by patient whatever it says
         fit: how images that are not square are made so
         enlarge: interpolate images up that are smaller than size, instead of refusing them
@@ -48,6 +50,7 @@ class DataSettings:
     mask: str = ""
     contrasts: str = ""
     findings: str = ""
+    age: str = ""
     split: str = "split"
     fit: Literal["pad", "crop", "stretch"] = "pad"
     enlarge: bool = False
@@ -94,7 +97,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
             f"contrasts: --data.image t1,t2."
         )
     window = None if settings.low == settings.high else (settings.low, settings.high)
-    return load_images(
+    dataset = load_images(
         settings.folder,
         settings.shape,
         channels=settings.channels,
@@ -108,6 +111,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
         on_error=settings.on_error,
         seed=settings.seed,
     )
+    return with_ages(dataset, settings.folder, settings.age, settings.image) if settings.age else dataset
 
 
 def _phantoms(settings: DataSettings) -> Dataset:
@@ -129,6 +133,8 @@ def _phantoms(settings: DataSettings) -> Dataset:
         more["lesions"] = settings.findings
     made = kind.make(settings.count, settings.seed, settings.shape, **more)
     images = made.images if settings.label else replace(made.images, labels=None)
+    if settings.age:
+        images = replace(images, ages=pick(made.factors, settings.age, "age of this phantom"))
     structures: tuple[str, ...] = ()
     if settings.mask:
         codes, structures = _segmentation(settings, kind, made)

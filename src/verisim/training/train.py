@@ -73,6 +73,7 @@ def train(
         model = build_model(plan.name, {**plan.settings, **own}, images.spec, len(class_names))
         model.seed = settings.seed
         check_selectable(model, settings)
+        model.meet(images)
         if settings.ema:
             model.enable_ema(settings.ema)
         if settings.snapshot_steps:

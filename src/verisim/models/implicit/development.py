@@ -72,12 +72,22 @@ class Development(nn.Module):
         if not names:
             raise VerisimError("A model of development needs at least one subject to learn from.")
         self.spec, self.architecture = spec, a
-        self.names = tuple(dict.fromkeys(names))
         inputs = 1 + spec.spatial_dims * (2 * a.bands or 1) + a.latent  # [t, x, y, z, l]
         self.net = CoordinateNet(inputs, spec.channels, a.hidden, a.layers, a.activation, a.omega)
-        self.latents = nn.Parameter(torch.zeros(2 * len(self.names), a.latent))  # 2k, mirrored 2k + 1
+        self.enrol(names)
         self.common = nn.Parameter(torch.zeros(a.latent), requires_grad=a.learn_global)  # l_G
         self.register_buffer("ages", torch.full((2,), math.nan))  # weeks: youngest, oldest
+
+    def enrol(self, names: Sequence[str]) -> None:
+        """Latents of 0 for these identities, in place of those there were."""
+        self.names = tuple(dict.fromkeys(names))
+        size = (2 * len(self.names), self.architecture.latent)  # rows 2k, mirrored 2k + 1
+        self.latents = nn.Parameter(torch.zeros(size))
+
+    def widen_ages(self, ages: Tensor) -> None:
+        """Note that it is trained on scans of these ages (N,), in weeks."""
+        low, high = ages.min(), ages.max()
+        self.ages.copy_(torch.stack([self.ages[0].fmin(low), self.ages[1].fmax(high)]))
 
     @classmethod
     def for_scans(cls, images: Images, architecture: Architecture) -> Development:
@@ -130,7 +140,15 @@ class Development(nn.Module):
     ) -> Rendering:
         """The subjects at these ages. Raises VerisimError for an untrained model or latents of another length."""
         ages = torch.as_tensor(ages, dtype=torch.float32).flatten()
-        latents = self._check_latents(latents, len(ages))
+        images = self.draw(self._check_latents(latents, len(ages)), ages, size, chunk)
+        low, high = self.ages.cpu()
+        return Rendering(images, ages, (ages < low) | (ages > high))
+
+    @torch.no_grad()
+    def draw(
+        self, latents: Tensor, ages: Tensor, size: tuple[int, ...] | None = None, chunk: int = CHUNK
+    ) -> Images:
+        """Images of latents (n, L) at ages (n,); trained or not."""
         points = grid(self.spec, size)  # (V, d)
         size = self.spec.size if size is None else tuple(size)
         pixels = torch.empty(len(ages), self.spec.channels, *size)
@@ -145,9 +163,7 @@ class Development(nn.Module):
         spacing = self.spec.spacing
         if spacing is not None:
             spacing = tuple(mm * s / n for mm, s, n in zip(spacing, self.spec.size, size))
-        images = Images(pixels, replace(self.spec, size=size, spacing=spacing))
-        low, high = self.ages.cpu()
-        return Rendering(images, ages, (ages < low) | (ages > high))
+        return Images(pixels, replace(self.spec, size=size, spacing=spacing))
 
     def check_trained(self) -> None:
         """Raise VerisimError if this model has seen no scan yet."""

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from verisim.data.spec import Images
+from verisim.data.spec import Images, ImageSpec
 from verisim.data.stream import BatchStream
 from verisim.errors import LossError, VerisimError
 from verisim.models.implicit.development import CHUNK, LATENT_BOUND, Development, bounded, scan_identities
@@ -65,40 +66,55 @@ def fit(
     and for subjects that the model has no latent for; LossError for a loss that is not finite.
     """
     ages = check_scans(images, ages, model.spec, "development.fit")
-    _check(settings, model.spec.spatial_dims)
+    check_training(settings, model.spec.spatial_dims)
     rows = model.rows(scan_identities(images, model.architecture.ssl))
     stream = BatchStream(images, settings.scans, settings.steps, lambda: 0, seed)
-    batches = _Batches(model, images, ages, rows, brain_masks(images, masks), settings)
-    adam, lazy = _optimisers(model, settings)
-    model.ages.copy_(torch.stack([model.ages[0].fmin(ages.min()), model.ages[1].fmax(ages.max())]))
+    masks = brain_masks(images, masks)  # (N, V)
+    drawer = Drawer(model.spec, settings)
+    adam, lazy = optimisers(model, settings)
+    model.widen_ages(ages)
     run = {**asdict(settings), "seed": seed, "images": len(images)}
     del run["steps"]  # a finished run may go on
     first = progress.load(model, [adam, lazy], run) if progress else 0
     losses: list[float] = []
     for k in range(first, settings.steps):
-        points, age, target, row, own = batches.draw(stream.indices(k), generator("development", seed, k))
-        adam.zero_grad()
-        lazy.zero_grad()
-        latents = look_up(model, row, own)
-        losses.append(accumulate(model, points, age, latents, target, settings.chunk) / len(row))
+        i = stream.indices(k)
+        batch = drawer.draw(images.pixels[i], masks[i], ages[i], rows.cpu()[i], step_generator(seed, k))
+        losses.append(descend(model, batch, settings.chunk, adam, lazy))
         if not math.isfinite(losses[-1]):
             raise LossError(f"development.fit: the loss of step {k} is {losses[-1]}. Lower lr and latent_lr.")
-        adam.step()
-        if model.latents.grad is not None:
-            lazy.step()
         if progress and ((k + 1) % progress.every == 0 or k + 1 == settings.steps):
             progress.save(model, [adam, lazy], run, k + 1)
     return losses
 
 
-def _optimisers(model: Development, s: Training) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+def step_generator(seed: int, k: int) -> torch.Generator:
+    """What step k draws with."""
+    return generator("development", seed, k)
+
+
+def descend(model: Development, batch: Batch, chunk: int, adam: Any, lazy: Any) -> float:
+    """One step of both optimisers unless the loss is not finite; returns the mean loss of the scans."""
+    batch = Batch(*(t.to(model.common.device) for t in batch))
+    adam.zero_grad()
+    lazy.zero_grad()
+    latents = look_up(model, batch.rows, batch.own)
+    loss = accumulate(model, batch.points, batch.ages, latents, batch.target, chunk) / len(batch.rows)
+    if math.isfinite(loss):
+        adam.step()
+        if model.latents.grad is not None:
+            lazy.step()
+    return loss
+
+
+def optimisers(model: Development, s: Training) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """AdamW for the network (and the global latent if it learns), lazy Adam for the subjects' latents."""
     weights = [*model.net.parameters(), *([model.common] if model.architecture.learn_global else [])]
     adam = torch.optim.AdamW(weights, s.lr, weight_decay=s.weight_decay)
     return adam, torch.optim.SparseAdam([model.latents], s.latent_lr)
 
 
-def _check(s: Training, dims: int) -> None:
+def check_training(s: Training, dims: int) -> None:
     """Raise VerisimError for settings that cannot be meant."""
     if not 0 <= s.sgla <= 1 or not 0 <= s.mirror <= 1:
         raise VerisimError(f"development.fit: sgla={s.sgla:g}, mirror={s.mirror:g}; both are probabilities.")
@@ -147,31 +163,36 @@ def accumulate(
     return total
 
 
-class _Batches:
-    """Random voxels of scans, some of them mirrored, some with the global latent."""
+class Batch(NamedTuple):
+    """What one step sees of B scans."""
 
-    def __init__(
-        self, model: Development, images: Images, ages: Tensor, rows: Tensor, masks: Tensor, s: Training
-    ) -> None:
-        self.values = images.pixels.flatten(2).transpose(1, 2)  # (N, V, C)
-        self.ages, self.rows, self.masks, self.settings = ages, rows, masks, s
-        self.grid = grid(model.spec)  # (V, d)
-        self.mirror = mirrored(model.spec.size, s.mirror_axis)
-        self.device = model.common.device
+    points: Tensor  # (B, P, d)
+    ages: Tensor  # (B,) weeks
+    target: Tensor  # (B, P, C) brightness in [0, 1]
+    rows: Tensor  # (B,) of the table of latents
+    own: Tensor  # (B,) bool: that row; else the global latent
 
-    def draw(self, index: Tensor, g: torch.Generator) -> tuple[Tensor, ...]:
-        """points (B, P, d), ages (B,), brightness (B, P, C), rows (B,), whether to use them (B,) bool."""
-        s = self.settings
-        flip = torch.rand(len(index), generator=g) < s.mirror
-        own = torch.rand(len(index), generator=g) >= s.sgla
+
+class Drawer:
+    """Draws random voxels of scans, some of them mirrored, some with the global latent."""
+
+    def __init__(self, spec: ImageSpec, settings: Training) -> None:
+        self.settings = settings
+        self.grid = grid(spec)  # (V, d)
+        self.mirror = mirrored(spec.size, settings.mirror_axis)
+
+    def draw(self, pixels: Tensor, masks: Tensor, ages: Tensor, rows: Tensor, g: torch.Generator) -> Batch:
+        """From pixels (B, C, *S) in [-1, 1], masks (B, V), ages (B,) and rows (B,) of scans that are not mirrored."""
+        s, n = self.settings, len(rows)
+        flip = torch.rand(n, generator=g) < s.mirror
+        own = torch.rand(n, generator=g) >= s.sgla
+        values = pixels.flatten(2).transpose(1, 2)  # (B, V, C)
         points, target = [], []
-        for i, f in zip(index.tolist(), flip.tolist()):
-            at = draw_points(self.masks[i], s.pixels, s.foreground, g)
+        for value, mask, f in zip(values, masks, flip.tolist()):
+            at = draw_points(mask, s.pixels, s.foreground, g)
             points.append(self.grid[self.mirror[at] if f else at])
-            target.append((self.values[i, at] + 1) / 2)
-        row = self.rows.cpu()[index] + flip.long()
-        parts = (torch.stack(points), self.ages[index], torch.stack(target), row, own)
-        return tuple(p.to(self.device) for p in parts)
+            target.append((value[at] + 1) / 2)
+        return Batch(torch.stack(points), ages, torch.stack(target), rows + flip.long(), own)
 
 
 # --- a new subject --------------------------------------------------------------------------------
@@ -212,6 +233,25 @@ def fit_latents(
             with torch.no_grad():
                 latents.copy_(bounded(latents))
     return latents.detach()
+
+
+@torch.no_grad()
+def unexplained(
+    model: Development, images: Images, ages: Tensor, latents: Tensor, seed: int = 0, most: int = 4096
+) -> Tensor:
+    """(n,) share of each scan's variance that the model with these latents (n, L) leaves, at `most` random voxels.
+
+    About 0 for a scan that it draws well, 1 for one of which it knows the mean only; 0 for a constant image.
+    """
+    points, device = grid(model.spec), model.common.device
+    at = torch.randperm(len(points), generator=generator("unexplained", seed))[:most]
+    left = []
+    for x, age, latent in zip(images.pixels.flatten(2).transpose(1, 2), ages.float(), latents):  # x (V, C)
+        y = model(points[None, at].to(device), age[None].to(device), latent[None].to(device))[0].cpu()
+        target = (x[at] + 1) / 2
+        variance = (target - target.mean(0)).square().mean()
+        left.append((y.clamp(0, 1) - target).square().mean() / variance.clamp(min=1e-12))
+    return torch.stack(left)
 
 
 @contextmanager

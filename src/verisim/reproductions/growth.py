@@ -1,0 +1,244 @@
+"""Source 002, chapter 8: does one latent per subject (SSL), or now and then nobody's (SGLA), tell age from identity?
+
+The four combinations on growing-brain phantoms, most subjects seen once, for the same number of steps; new subjects
+are predicted six weeks forwards or backwards from one scan (spec 002, K.7, K.8 and K.10). Controls: no change of age,
+a copy of the scan, and training with shuffled ages, which must fail. The average brain's growth (section O) is read
+off the zero and the mean latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verisim.data.atomic import atomic_write
+from verisim.data.mosaic import save_mosaic
+from verisim.data.spec import Images
+from verisim.errors import VerisimError
+from verisim.metrics.head import measure_heads
+from verisim.metrics.reconstruction import score_reconstructions
+from verisim.models.implicit.development import Architecture, Development
+from verisim.models.implicit.fitting import LatentFit, Training, fit
+from verisim.models.implicit.progress import Progress
+from verisim.phantoms import growing_brain
+from verisim.reports.growth import curve_png
+from verisim.reproductions.growth_claims import SOURCE, claims
+from verisim.reproductions.result import Options, Result
+from verisim.seeding import generator
+from verisim.tasks.growth import age_change, frames
+
+SYSTEMS = {"none": (False, 0.0), "SGLA": (False, 0.1), "SSL": (True, 0.0), "both": (True, 0.1)}
+SHUFFLED = "both, shuffled ages"
+MIDDLE = 35.5  # weeks; younger subjects are predicted forwards, older ones backwards
+GAP = 6.0  # weeks
+FINER = 4  # heads are measured on a grid so many times finer
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done."""
+
+    size: int  # pixels
+    subjects: int  # to learn from
+    twice: int  # of them seen twice
+    tested: int  # new subjects
+    steps: int
+    seeds: int
+    scans: int = 8  # per step
+    pixels: float = 0.3  # share of a scan's pixels per step
+    latent: int = 32
+    hidden: int = 48
+    layers: int = 4
+    lr: float = 2e-3
+    latent_lr: float = 1e-2
+    fit_steps: int = 100
+    fit_lr: float = 1e-2
+    fit_pixels: float = 0.5
+
+
+SCALES = {
+    "smoke": Scale(16, 12, 4, 6, 60, 1, fit_steps=20),
+    "small": Scale(16, 60, 6, 24, 1000, 2),
+    "full": Scale(64, 60, 6, 48, 6000, 3, 1, 0.1, 32, 64, 6, 1e-3, 1e-2, 300),  # spec 002, K.10
+}
+
+
+@dataclass(frozen=True)
+class Scans:
+    """What is learned from, and what is asked: `first` at `before` -> `second` at `after`."""
+
+    train: Images
+    ages: Tensor
+    first: Images
+    before: Tensor
+    second: Images
+    after: Tensor
+    heads: Tensor  # head circumference of the second scans, mm, exact
+
+
+def run(options: Options) -> Iterator[Result]:
+    """Train what is not trained yet, predict, measure; one result per size."""
+    if options.data:
+        raise VerisimError("002-growth runs on phantoms: it needs to know the truth at the second age.")
+    scale = SCALES[options.scale]
+    scale = replace(scale, seeds=options.seeds or scale.seeds)
+    unknown = sorted(set(options.systems) - set(SYSTEMS))
+    if unknown:
+        raise VerisimError(f"{unknown[0]} is not part of this table. It has: {', '.join(SYSTEMS)}.")
+    for size in options.sizes or (scale.size,):
+        yield _table(options, replace(scale, size=size))
+
+
+def _table(options: Options, scale: Scale) -> Result:
+    names = [*(options.systems or SYSTEMS)]
+    if "both" in names:
+        names.append(SHUFFLED)
+    rows: dict[str, list[dict[str, Any]]] = {n: [] for n in names}
+    atlas: dict[str, list[dict[str, Any]]] = {"zero": [], "mean": []}
+    found = Result("002-growth", options.scale, [], {}, part=f"{scale.size}px")
+    for seed in range(scale.seeds):
+        scans = make_scans(scale, seed)
+        for name in names:
+            model = trained(options, scale, scans, name, seed)
+            rows[name].append(predict(model, scale, scans, seed))
+            if name == "both":
+                for kind, curves in atlas.items():
+                    curves.append(average(model, kind, scale))
+                if seed == 0:
+                    _draw(options, found.name, model, scale, scans, atlas)
+    numbers = {
+        "rows": rows,
+        "atlas": atlas if "both" in names else {},
+        "source": SOURCE,
+        "scale": asdict(scale),
+    }
+    found.numbers = {str(scale.size): numbers}
+    found.claims = claims(numbers)
+    found.notes = [
+        f"growing-brain phantoms of {scale.size} pixels: {scale.subjects} subjects, {scale.twice} of them seen twice; "
+        f"{scale.tested} new subjects predicted {GAP:g} weeks forwards or backwards from one scan",
+        f"{scale.steps} steps of {scale.scans} scans for every system, {scale.seeds} seed(s); nothing was chosen by the "
+        f"tested subjects",
+        f"heads measured on a grid {FINER} times finer, against the phantoms' exact circumference",
+    ]
+    return found
+
+
+def make_scans(scale: Scale, seed: int) -> Scans:
+    """Ages are uniform; of the subjects seen twice and the tested ones the second scan is GAP weeks away."""
+    low, high = growing_brain.AGES
+    ages = low + (high - low) * torch.rand(scale.subjects, generator=generator("growth-ages", seed))
+    ages = torch.cat([ages, away(ages[: scale.twice])])
+    who = torch.cat([torch.arange(scale.subjects), torch.arange(scale.twice)])
+    before = torch.linspace(low + 2, high - 2, scale.tested)
+    after = away(before)
+    new = torch.arange(1000, 1000 + scale.tested)
+    train, first, second = (
+        growing_brain.scan(w, a, seed, scale.size) for w, a in ((who, ages), (new, before), (new, after))
+    )
+    return Scans(train.images, ages, first.images, before, second.images, after,
+                 second.factors["head_circumference"].double())  # fmt: skip
+
+
+def away(ages: Tensor) -> Tensor:
+    """GAP weeks later for the young, earlier for the old."""
+    return torch.where(ages > MIDDLE, ages - GAP, ages + GAP)
+
+
+def trained(options: Options, scale: Scale, scans: Scans, name: str, seed: int) -> Development:
+    """A model of this system; what was trained before is read, what was killed goes on."""
+    ssl, sgla = SYSTEMS["both" if name == SHUFFLED else name]
+    ages = scans.ages
+    if name == SHUFFLED:
+        ages = ages[torch.randperm(len(ages), generator=generator("growth-shuffle", seed))]
+    torch.manual_seed(seed)
+    architecture = Architecture(ssl, scale.latent, scale.hidden, scale.layers)
+    model = Development.for_scans(scans.train, architecture)
+    settings = Training(
+        scale.steps, sgla, scale.scans, scale.pixels, mirror=0.0, lr=scale.lr, latent_lr=scale.latent_lr
+    )
+    word = name.replace(", ", "-").replace(" ", "-")
+    file = options.out / "runs" / f"{scale.size}px-{scale.steps}" / f"{word}@{seed}.safetensors"
+    fit(model, scans.train, ages, settings, seed=seed, progress=Progress(file, every=500))
+    return model
+
+
+def predict(model: Development, scale: Scale, scans: Scans, seed: int) -> dict[str, Any]:
+    """Scores of the tested subjects, one number each, and of their heads, over all."""
+    fitting = LatentFit(scale.fit_steps, scale.fit_lr, scale.fit_pixels)
+    c = age_change(model, scans.first, scans.before, scans.second, scans.after, fitting, seed=seed)
+    scores = score_reconstructions(scans.second, c.made)
+    each = {k: getattr(c, k) for k in ("predicted", "unchanged", "copied", "reconstructed")}
+    each["ssim"] = scores.ssim
+    each["mae"] = (scans.second.pixels - c.made.pixels).abs().flatten(1).mean(1) / 2  # of [0, 1]
+    row: dict[str, Any] = {k: [round(float(x), 4) for x in v] for k, v in each.items()}
+    row["head"] = head_errors(model, c.latents, scans, scale)
+    return row
+
+
+def head_errors(model: Development, latents: Tensor, scans: Scans, scale: Scale) -> dict[str, float | None]:
+    """sigma of the error in mm, Pearson's r, slope over age in mm per week beside the truth's; None: no head was seen."""
+    fine = tuple(FINER * s for s in scans.first.spec.size)
+    try:
+        found = measure_heads(model.render(latents, scans.after, fine).images).circumference
+    except VerisimError:
+        return {"sigma_mm": None, "r": None, "slope": None, "true_slope": slope(scans.after, scans.heads)}
+    return {
+        "sigma_mm": float((found - scans.heads).std()),
+        "r": float(torch.corrcoef(torch.stack([found, scans.heads]))[0, 1]),
+        "slope": slope(scans.after, found),
+        "true_slope": slope(scans.after, scans.heads),
+    }
+
+
+def slope(x: Tensor, y: Tensor) -> float:
+    """Of the regression line of y on x."""
+    away = x.double() - x.double().mean()
+    return float((away * y.double()).sum() / away.square().sum())
+
+
+def average(model: Development, kind: str, scale: Scale) -> dict[str, Any]:
+    """Growth curve of nobody's brain beside that of the phantom's middle subject; and how sharp its images are."""
+    low, high = (float(a) for a in model.ages)
+    fine = tuple(FINER * s for s in model.spec.size)
+    shown = frames(model, model.average_latent(kind), low + 0.5, high - 0.5, 15, fine)
+    middle = {name: torch.full((15,), sum(span) / 2) for name, span in growing_brain.IDENTITY.items()}
+    truth = growing_brain.at_age(middle, shown.ages)["head_circumference"].double()
+    x = shown.images.pixels
+    sharp = float(sum(x.diff(dim=d).abs().mean() for d in range(2, x.ndim)) / (x.ndim - 2))
+    curve: dict[str, Any] = {"ages": shown.ages.tolist(), "truth": truth.tolist(), "sharpness": sharp}
+    try:
+        head = measure_heads(shown.images).circumference
+    except VerisimError:
+        return {**curve, "head": None, "slope": None, "true_slope": slope(shown.ages, truth), "r": None}
+    r = float(torch.corrcoef(torch.stack([head, truth]))[0, 1])
+    return {
+        **curve,
+        "head": head.tolist(),
+        "slope": slope(shown.ages, head),
+        "true_slope": slope(shown.ages, truth),
+        "r": r,
+    }
+
+
+def _draw(
+    options: Options, name: str, model: Development, scale: Scale, scans: Scans, atlas: dict[str, Any]
+) -> None:
+    """Figures: scan, prediction and truth of eight subjects above each other; the average brain's curves."""
+    folder = options.results / "figures" / name
+    fitting = LatentFit(scale.fit_steps, scale.fit_lr, scale.fit_pixels)
+    few = torch.linspace(0, scale.tested - 1, min(8, scale.tested)).long()
+    first, second = scans.first.subset(few), scans.second.subset(few)
+    made = age_change(model, first, scans.before[few], second, scans.after[few], fitting).made
+    save_mosaic(
+        folder / "predictions.png", torch.cat([first.pixels, made.pixels, second.pixels]), len(few), scale=3
+    )
+    curves = [(f"{kind} latent: HC (mm)", a[0]["head"]) for kind, a in atlas.items() if a[0]["head"]]
+    if curves:
+        ages = atlas["zero"][0]["ages"]
+        curves.append(("phantom, exact: HC (mm)", atlas["zero"][0]["truth"]))
+        atomic_write(folder / "average.png", curve_png(ages, [False] * len(ages), curves))

@@ -1,0 +1,104 @@
+"""The reproduction of implicit development: smoke run, resuming, claims that follow the numbers."""
+
+import copy
+import json
+
+import pytest
+
+from verisim.cli.main import main
+from verisim.errors import VerisimError
+from verisim.reproductions import reproduction
+from verisim.reproductions.growth_claims import SHUFFLED, SOURCE, claims
+from verisim.reproductions.result import Options
+
+
+def test_smoke_run(tmp_path, capsys):
+    """All four combinations, the control, both averages, figures; a second run trains nothing and finds the same."""
+    argv = ["reproduce", "002-growth", "--scale", "smoke", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    file = tmp_path / "002-growth.16px.smoke.json"
+    body = json.loads(file.read_text())
+    numbers = body["numbers"]["16"]
+    assert set(numbers["rows"]) == {"none", "SGLA", "SSL", "both", SHUFFLED}
+    row = numbers["rows"]["both"][0]
+    assert len(row["predicted"]) == len(row["ssim"]) == 6 and set(row["head"]) == {
+        "sigma_mm",
+        "r",
+        "slope",
+        "true_slope",
+    }
+    assert {
+        "sgla",
+        "ssl",
+        "both-ssl",
+        "margin",
+        "age",
+        "copy",
+        "shuffled",
+        "sigma",
+        "r",
+        "atlas-zero",
+        "sharper",
+    } <= {c["name"] for c in body["claims"]}
+    assert (tmp_path / "figures" / "002-growth.16px.smoke" / "predictions.png").exists()
+    runs = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")}
+    assert len(runs) == 5
+    assert main(argv) == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")} == runs
+    assert json.loads(file.read_text())["numbers"] == body["numbers"]
+    assert "claims" in capsys.readouterr().out
+
+
+def made_up():
+    """Numbers in the source's order, with margins."""
+    psnr = {"none": 18.0, "SGLA": 21.0, "SSL": 23.0, "both": 24.5, SHUFFLED: 15.0}
+    noise = [-0.3, 0.1, 0.2, -0.1, 0.1, 0.0]
+    rows = {
+        n: [{"predicted": [v + e * (1 + 0.1 * k) for e in noise], "unchanged": [14.0] * 6, "copied": [13.0] * 6,
+             "head": {"sigma_mm": 40 - v, "r": v / 25, "slope": 9.0, "true_slope": 10.0}}]
+        for k, (n, v) in enumerate(psnr.items())
+    }  # fmt: skip
+    curve = {"slope": 9.0, "true_slope": 10.0, "r": 0.99}
+    return {
+        "rows": rows,
+        "atlas": {"zero": [{**curve, "sharpness": 0.1}], "mean": [{**curve, "sharpness": 0.2}]},
+    }
+
+
+def test_claims_follow_the_numbers():
+    """The source's order: all hold. Turned around, equal, or not measurable: no, undecided."""
+    numbers = made_up()
+    assert {c.name: c.holds for c in claims(numbers)} == dict.fromkeys(
+        ["sgla", "ssl", "ssl-sgla", "both-sgla", "both-ssl", "margin", "age", "copy", "shuffled", "r", "atlas-zero",
+         "atlas-mean", "sharper"], True) | {"sigma": False}  # fmt: skip
+    worse = copy.deepcopy(numbers)
+    worse["rows"]["both"], worse["rows"]["none"] = worse["rows"]["none"], worse["rows"]["both"]
+    found = {c.name: c.holds for c in claims(worse)}
+    assert not any(found[n] for n in ("sgla", "ssl", "both-sgla", "both-ssl", "margin"))
+    equal = copy.deepcopy(numbers)
+    values = equal["rows"]["SSL"][0]["predicted"]
+    equal["rows"]["both"][0]["predicted"] = [v + e for v, e in zip(values, [1, -1, 1, -1, 1, -1])]
+    assert {c.name: c.holds for c in claims(equal)}["both-ssl"] is None
+    blind = copy.deepcopy(numbers)
+    blind["rows"]["both"][0]["head"].update(sigma_mm=None, r=None)
+    blind["atlas"]["zero"][0].update(slope=None, r=None)
+    found = {c.name: c.holds for c in claims(blind)}
+    assert found["sigma"] is None and found["r"] is None and found["atlas-zero"] is None
+    flat = copy.deepcopy(numbers)
+    flat["atlas"]["mean"][0]["slope"] = 7.9
+    assert {c.name: c.holds for c in claims(flat)}["atlas-mean"] is False
+
+
+def test_table_of_the_source():
+    """In the source's table each measure helps, and both together most, in 2D and 3D."""
+    for dims in ("2D", "3D"):
+        psnr = [SOURCE[n][dims][0] for n in ("none", "SGLA", "SSL", "both")]
+        assert psnr == sorted(psnr)
+
+
+def test_refusals(tmp_path):
+    """Real images, whose truth is unknown here, and unknown systems."""
+    with pytest.raises(VerisimError, match="runs on phantoms"):
+        next(reproduction("002-growth")(Options("smoke", tmp_path, tmp_path, data="x")))
+    with pytest.raises(VerisimError, match="DDM is not part of this table"):
+        next(reproduction("002-growth")(Options("smoke", tmp_path, tmp_path, systems=("DDM",))))
