@@ -35,6 +35,7 @@ class GenerativeModel(LightningModule):
     """Base of all models. Images are (B, C, *S) float32 in [-1, 1]; classes are (B,) int64."""
 
     Options: ClassVar[type[SamplingOptions]] = SamplingOptions
+    can_sample: ClassVar[bool] = True  # False: a detector, whose runs have no pictures of samples
     family: ClassVar[str] = ""  # "gan", "vae", "autoregressive", "diffusion", ...
 
     net: nn.Module

@@ -43,7 +43,8 @@ def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Esti
     The first step, in which libraries choose and compile their kernels, is not counted.
     """
     images = dataset.splits["train"]
-    model = build_model(plan.name, plan.settings, images.spec, len(dataset.class_names))
+    classes = 0 if images.labels is None else len(dataset.class_names)
+    model = build_model(plan.name, plan.settings, images.spec, classes)
     if settings.channels_last:
         model.use_channels_last()
     parameters = sum(p.numel() for p in model.parameters())

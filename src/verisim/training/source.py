@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from verisim.data.folder import Dataset, load_images
+from verisim.data.normal import learn_from
 from verisim.errors import VerisimError, pick
 from verisim.phantoms import PHANTOMS
 
@@ -24,6 +25,7 @@ class DataSettings:
         size: pixels: 64 means 64x64; 48x64 is height x width; 32x48x32 a volume, depth x height x width
         channels: 1 = grey, 3 = colour
         label: manifest column (or 'label' for phantoms) to condition on; empty = unconditional
+        normal: class of label that alone is trained on, without labels; the others are tested on. Empty = all are
         split: manifest column with train, val or test; new = make a split by patient whatever it says
         fit: how images that are not square are made so
         enlarge: interpolate images up that are smaller than size, instead of refusing them
@@ -39,6 +41,7 @@ class DataSettings:
     size: int | str = 64
     channels: int = 1
     label: str = ""
+    normal: str = ""
     split: str = "split"
     fit: Literal["pad", "crop", "stretch"] = "pad"
     enlarge: bool = False
@@ -65,9 +68,9 @@ class DataSettings:
 def open_dataset(settings: DataSettings) -> Dataset:
     """Images in [-1, 1] by split, class names and a fingerprint. Raises DataError for unusable data."""
     if not settings.folder:
-        return _phantoms(settings)
+        return learn_from(_phantoms(settings), settings.normal)
     window = None if settings.low == settings.high else (settings.low, settings.high)
-    return load_images(
+    dataset = load_images(
         settings.folder,
         settings.shape,
         channels=settings.channels,
@@ -79,6 +82,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
         on_error=settings.on_error,
         seed=settings.seed,
     )
+    return learn_from(dataset, settings.normal)
 
 
 def _phantoms(settings: DataSettings) -> Dataset:
