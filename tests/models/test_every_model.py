@@ -7,7 +7,7 @@ from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
 from verisim.hub.weights import ModelCard, load_model, save_model
 from verisim.models import MODELS, build_model
-from verisim.roles import Likelihood, Sampler
+from verisim.roles import AnomalyDetector, Likelihood, Sampler
 from verisim.seeding import generator
 
 SMALL = {  # settings that make each model small and quick
@@ -29,6 +29,8 @@ SMALL = {  # settings that make each model small and quick
     },
     "pixelcnn": {"layers": 2, "channels": 8},
     "gated_pixelcnn": {"layers": 3, "channels": 8, "components": 2},
+    "position_regression": {"width": 2, "patch": 7, "patches": 4},
+    "dense_autoencoder": {"width": 2, "latent": 4},
     "diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "steps": 2},
     "age_guided": {
         "channels": (8, 8, 16),
@@ -45,6 +47,9 @@ SEGMENTERS = ("diffusion_segmentation", "supervised_segmentation")  # they make 
 MODELS = {name: where for name, where in MODELS.items() if name not in SEGMENTERS}
 CLASSES = {name: 0 if name == "pixelcnn" else 3 for name in MODELS}  # the literal PixelCNN has no classes
 CLASSES["development"] = CLASSES["age_guided"] = 0  # ages instead
+DETECTORS = ("position_regression", "dense_autoencoder")  # give anomaly maps and draw nothing
+CLASSES |= dict.fromkeys(DETECTORS, 0)
+SAMPLERS = sorted(set(MODELS) - set(DETECTORS))
 
 
 def made(name, size=(16, 16), classes=0):
@@ -57,7 +62,7 @@ def test_every_model_is_tested():
     assert SMALL.keys() == MODELS.keys()
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("size", [(16, 16), (32, 32)])
 def test_samples_are_images(name, size):
     """Right shape, float32, finite, within [-1, 1]; unconditional."""
@@ -67,7 +72,7 @@ def test_samples_are_images(name, size):
     assert x.shape == (3, 1, *size) and x.dtype == torch.float32 and isinstance(model, Sampler)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_generator_decides_the_samples(name):
     """The same generator repeats the samples, another one does not, and global randomness is not touched."""
     model = made(name).eval()
@@ -88,7 +93,7 @@ def test_classes_are_taken_and_checked(name):
         made(name).eval().sample(1, torch.tensor([0]), generator(0))
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("size", [(30, 30), (33, 17)])
 def test_odd_sizes_work_or_say_what_would(name, size):
     """An odd size either works from loss to sample, or is refused with the nearest sizes that work."""
@@ -122,7 +127,7 @@ def test_larger_images_train(name, side):
     assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in grads) and grads
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_weights_round_trip(name, tmp_path):
     """A model rebuilt from its file alone draws the same images."""
     model = made(name).eval()
@@ -174,3 +179,20 @@ def test_every_representation_keeps_the_contract(tmp_path):
         save_model(tmp_path / "w", model, ModelCard("diffusion", settings, model.spec, 3))
         again, _ = load_model(tmp_path / "w")
         assert torch.equal(again.sample(2, torch.tensor([0, 2]), generator(1)), a)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("size", [(16, 16), (17, 22), (9, 12, 10)])
+def test_detectors_map_and_do_not_sample(name, size, tmp_path):
+    """One non-negative map per image, the same from the file alone; sampling is refused in a sentence."""
+    model = made(name, size).eval()
+    x = torch.rand(2, 1, *size, generator=generator(3)) * 2 - 1
+    model.prepare(x)
+    found = model.anomaly_map(x)
+    assert isinstance(model, AnomalyDetector) and not model.can_sample
+    assert found.shape == (2, 1, *size) and float(found.min()) >= 0 and float(found.max()) > 0
+    save_model(tmp_path / "w.safetensors", model, ModelCard(name, SMALL[name], model.spec))
+    again, _ = load_model(tmp_path / "w.safetensors")
+    assert torch.allclose(again.anomaly_map(x), found, atol=1e-6)
+    with pytest.raises(VerisimError, match="cannot sample"):
+        model.sample(1)

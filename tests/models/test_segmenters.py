@@ -192,7 +192,7 @@ def test_one_pass_is_not_tiles():
 
 def test_training_memory_is_that_of_the_crop():
     """A crop of half the side keeps an eighth of the bytes (8 +- 0.5; D.9)."""
-    from verisim.training.estimate import with_saved_bytes
+    from verisim.training.memory import with_saved_bytes
 
     kept = []
     for train_on in ("full", "patch"):

@@ -26,6 +26,6 @@ def main(argv: list[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     digest = save_model(out, model, card, half=args.half)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")
-    print(f"It holds recipe {card.recipe or '?'} with its settings and classes; no image and no file name.")
+    print(f"It holds recipe {card.recipe or card.model} with its settings and classes.")
     print(f"Next: verisim sample {out} -n 16")
     return 0

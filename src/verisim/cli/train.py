@@ -146,7 +146,7 @@ def _train(run: Any, plan: Any, dataset: Any, training: Any, resume: bool) -> in
         plan,
         images,
         training,
-        class_names=dataset.class_names,
+        class_names=dataset.class_names if images.labels is not None else (),
         fingerprint=dataset.fingerprint,
         resume=resume,
     )
@@ -157,7 +157,11 @@ def _train(run: Any, plan: Any, dataset: Any, training: Any, resume: bool) -> in
     facts = outcome.card.training
     print(
         f"{run.path}: {facts['steps']} steps in {facts['seconds']:.0f} s, {facts['parameters']:,} parameters.\n"
-        f"Next: verisim sample {run.path} -n 16    or    verisim evaluate {run.path}"
+        + (
+            f"Next: verisim sample {run.path} -n 16    or    verisim evaluate {run.path}"
+            if outcome.model.can_sample
+            else f"Next: verisim detect {run.path} SCAN    or    verisim detect {run.path}"
+        )
     )
     return 0
 

@@ -13,7 +13,7 @@ import torch
 from verisim.data.dataset import Case, Dataset, assemble
 from verisim.data.intensity import Window
 from verisim.data.labels import class_names_of, label_values
-from verisim.data.listing import Listing, contrasts_of, scan
+from verisim.data.listing import Entry, Listing, contrasts_of, scan
 from verisim.data.loading import SKIP_HINT, Plan, load_all
 from verisim.data.resample import Fit
 from verisim.data.series import some
@@ -86,7 +86,10 @@ def load_images(
 
 
 def load_file(
-    path: Path | str | Sequence[Path | str],  # one file, or one for each of like.contrasts, in that order
+    path: Path
+    | str
+    | Sequence[Path | str]
+    | Entry,  # one file, or one for each of like.contrasts, in that order
     like: Dataset,  # whose black and white are used for images of the same kind
     *,
     window: Window = None,  # as for load_images, for kinds that `like` does not have
@@ -98,8 +101,10 @@ def load_file(
     The affine maps (d, h, w, 1) of the resized image to mm RAS+. DataError says why a file cannot be read.
     """
     spec = next(iter(like.splits.values())).spec
-    paths = [Path(path)] if isinstance(path, Path | str) else [Path(p) for p in path]
-    found = load_single(paths, Reading(spec, like.window, like.contrasts, window, fit, enlarge))
+    if isinstance(path, Path | str):
+        path = [path]
+    source = path if isinstance(path, Entry) else [Path(p) for p in path]
+    found = load_single(source, Reading(spec, like.window, like.contrasts, window, fit, enlarge))
     return found.pixels, found.affine
 
 

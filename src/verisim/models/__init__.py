@@ -22,6 +22,8 @@ MODELS = {
     "vqvae": "verisim.models.autoencoders.vqvae:VQVAE",
     "pixelcnn": "verisim.models.autoregressive.pixelcnn:PixelCNN",
     "gated_pixelcnn": "verisim.models.autoregressive.gated_pixelcnn:GatedPixelCNN",
+    "position_regression": "verisim.models.anomaly.position_regression:PositionRegression",
+    "dense_autoencoder": "verisim.models.anomaly.dense_autoencoder:DenseAutoencoder",
     "diffusion": "verisim.models.diffusion.denoising:DenoisingDiffusion",
     "diffusion_segmentation": "verisim.models.diffusion.segmentation:DiffusionSegmenter",
     "supervised_segmentation": "verisim.models.segmentation.supervised:SupervisedSegmenter",

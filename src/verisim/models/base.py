@@ -46,8 +46,8 @@ class GenerativeModel(LightningModule):
     """Base of all models. Images are (B, C, *S) float32 in [-1, 1]; classes are (B,) int64."""
 
     Options: ClassVar[type[SamplingOptions]] = SamplingOptions
+    can_sample: ClassVar[bool] = True  # False: a detector or segmenter, which makes no images of its own
     family: ClassVar[str] = ""  # "gan", "vae", "autoregressive", "diffusion", ...
-    draws: ClassVar[bool] = True  # False: it makes no images of its own, so there are no samples to show
     skips_parameters: ClassVar[bool] = False  # some steps leave some parameters without gradient
 
     net: nn.Module

@@ -20,6 +20,7 @@ REPRODUCTIONS = {
     "002-segmentation": "verisim.reproductions.segmentation_study",
     "001": "verisim.reproductions.knee_table",
     "002-growth": "verisim.reproductions.growth",
+    "002-detection": "verisim.reproductions.head_ct_detection",
     "004": "verisim.reproductions.cxr_comparison",
     "004-mark": "verisim.reproductions.cxr_mark",
     "004-artefact": "verisim.reproductions.cxr_artefact",

@@ -38,7 +38,7 @@ from verisim.training.train import ModelPlan, train
 SYSTEMS = ("B-D", "B-E", "B-F", "B-G", "B-H", "B-J")
 CONTROL = "B-D:shuffled"  # trained with the masks of other cases
 BATCH = {"B-E": 1}  # whole volumes one at a time, as in the source
-COLUMNS = {"image": "t1c,flair", "mask": "seg"}  # of a folder given with --data
+IMAGES, MASKS = "t1c,flair", "seg"  # manifest columns of a folder given with --data
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,9 @@ def _folds(folder: str, scale: Scale) -> dict[str, tuple[Images, Images]]:
         )
         dataset = open_dataset(data)
         return {"phantoms": (dataset["train"], dataset["test"])}
-    found = load_images(folder, settings.shape, **COLUMNS, split=None, fit="pad", on_error="skip")["all"]
+    found = load_images(
+        folder, settings.shape, image=IMAGES, mask=MASKS, split=None, fit="pad", on_error="skip"
+    )["all"]
     people = found.patients or ()
     if len(set(people)) < 3:
         raise VerisimError(

@@ -74,7 +74,7 @@ class Snapshots(Callback):
 
 def draw_samples(model: Any, run: RunFolder, count: int = 16) -> None:
     """Write samples/step-N.png with the same noise every time, so that progress can be seen."""
-    if not model.draws:
+    if not model.can_sample:
         return
     images = model.sample(count, generator=generator("pictures", model.seed))
     save_mosaic(run.samples / f"step-{model.step:09d}.png", images)

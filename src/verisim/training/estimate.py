@@ -43,14 +43,15 @@ def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Esti
     The first step, in which libraries choose and compile their kernels, is not counted.
     """
     images = dataset.splits["train"]
-    model = build_model(plan.name, plan.settings, images.spec, len(dataset.class_names))
+    classes = 0 if images.labels is None else len(dataset.class_names)
+    model = build_model(plan.name, plan.settings, images.spec, classes)
     if settings.channels_last:
         model.use_channels_last()
     found = measure(
         model,
         images.pixels[:1],
         settings.batch_size,
-        classes=len(dataset.class_names),
+        classes=classes,
         precision=settings.precision,
         ema=settings.ema > 0,
     )

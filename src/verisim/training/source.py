@@ -9,6 +9,7 @@ import torch
 
 from verisim.data.ages import with_ages
 from verisim.data.folder import Dataset, load_images
+from verisim.data.normal import learn_from
 from verisim.errors import VerisimError, pick
 from verisim.phantoms import PHANTOMS, Phantom, PhantomKind
 
@@ -31,6 +32,7 @@ class DataSettings:
         contrasts: for the brain phantom: T1, T1c, T2, PD, FLAIR, comma-separated, one channel each; empty = T1
         findings: for the brain phantom: mixed, none, ms or tumour heads; empty = mixed
         age: manifest column with ages ('age' for phantoms that have one), for models of development
+        normal: class of label that alone is trained on, without labels; the others are tested on. Empty = all are
         split: manifest column with train, val or test; new = make a split by patient whatever it says
         fit: how images that are not square are made so
         enlarge: interpolate images up that are smaller than size, instead of refusing them
@@ -51,6 +53,7 @@ class DataSettings:
     contrasts: str = ""
     findings: str = ""
     age: str = ""
+    normal: str = ""
     split: str = "split"
     fit: Literal["pad", "crop", "stretch"] = "pad"
     enlarge: bool = False
@@ -88,7 +91,7 @@ class DataSettings:
 def open_dataset(settings: DataSettings) -> Dataset:
     """Images in [-1, 1] by split, class names and a fingerprint. Raises DataError for unusable data."""
     if not settings.folder:
-        return _phantoms(settings)
+        return learn_from(_phantoms(settings), settings.normal)
     if (
         settings.contrasts and settings.image == "image"
     ):  # beside named columns they are a recipe's, for its phantom
@@ -111,7 +114,9 @@ def open_dataset(settings: DataSettings) -> Dataset:
         on_error=settings.on_error,
         seed=settings.seed,
     )
-    return with_ages(dataset, settings.folder, settings.age, settings.image) if settings.age else dataset
+    if settings.age:
+        dataset = with_ages(dataset, settings.folder, settings.age, settings.image)
+    return learn_from(dataset, settings.normal)
 
 
 def _phantoms(settings: DataSettings) -> Dataset:

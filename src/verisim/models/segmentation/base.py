@@ -29,7 +29,7 @@ class Prediction:
 class SegmentationModel(GenerativeModel):
     """Base of models with the role Segmenter. Two classes: background and what the mask marks."""
 
-    draws: ClassVar[bool] = False  # it makes no images of its own
+    can_sample: ClassVar[bool] = False
 
     def mask_loss(self, x: Tensor, mask: Tensor) -> Loss:
         """Per-sample loss (B,) and its parts, images (B, C, *S) in [-1, 1], mask (B, 1, *S) 0 or 1, float32."""
