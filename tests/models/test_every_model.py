@@ -30,6 +30,15 @@ SMALL = {  # settings that make each model small and quick
     "pixelcnn": {"layers": 2, "channels": 8},
     "gated_pixelcnn": {"layers": 3, "channels": 8, "components": 2},
     "diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "steps": 2},
+    "adversarial_steps": {
+        "channels": (8, 16),
+        "blocks": 1,
+        "attention": (False, False),
+        "steps": 2,
+        "critic_channels": (8, 16),
+        "latent": 8,
+        "style": 8,
+    },
 }
 CLASSES = {name: 0 if name == "pixelcnn" else 3 for name in MODELS}  # the literal PixelCNN has no classes
 
