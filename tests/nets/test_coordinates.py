@@ -47,6 +47,9 @@ def test_every_corner_is_drawn_and_none_outside():
     assert len(places) == 6 and tuple(corners.amax(0).tolist()) == (2, 0, 1)
     assert int(counts.min()) > 850 and int(counts.max()) < 1150
 
+    stepped = random_corners(400, (9, 6), (4, 6), torch.Generator().manual_seed(1), step=2)
+    assert stepped.unique(dim=0).tolist() == [[0, 0], [2, 0], [4, 0]]
+
 
 @pytest.mark.parametrize(
     ("call", "text"),

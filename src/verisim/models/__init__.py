@@ -23,6 +23,7 @@ MODELS = {
     "pixelcnn": "verisim.models.autoregressive.pixelcnn:PixelCNN",
     "gated_pixelcnn": "verisim.models.autoregressive.gated_pixelcnn:GatedPixelCNN",
     "diffusion": "verisim.models.diffusion.denoising:DenoisingDiffusion",
+    "patch_diffusion": "verisim.models.diffusion.patches:PatchDiffusion",
     "distilled": "verisim.models.diffusion.distilled:Distilled",
     "adversarial_steps": "verisim.models.diffusion.adversarial_steps:AdversarialSteps",
 }

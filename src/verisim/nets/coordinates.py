@@ -23,12 +23,13 @@ def random_corners(
     size: tuple[int, ...],  # S of the full images
     crop: tuple[int, ...],  # P <= S along every axis
     generator: torch.Generator | None = None,  # None = torch's global one
+    step: int = 1,  # corners are multiples of it, e.g. the stride of a network that halves its input
 ) -> Tensor:
     """(n, d) int64: first pixel of n crops, uniform over all places that lie within the image."""
     check_crop(size, crop)
     on = "cpu" if generator is None else generator.device
-    sides = [torch.randint(s - p + 1, (n,), generator=generator, device=on) for s, p in zip(size, crop)]
-    return torch.stack(sides, 1)
+    places = [(s - p) // step + 1 for s, p in zip(size, crop)]
+    return step * torch.stack([torch.randint(k, (n,), generator=generator, device=on) for k in places], 1)
 
 
 def crops(x: Tensor, corners: Tensor, crop: tuple[int, ...]) -> Tensor:
