@@ -31,6 +31,7 @@ SMALL = {  # settings that make each model small and quick
     "gated_pixelcnn": {"layers": 3, "channels": 8, "components": 2},
     "diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "steps": 2},
     "patch_diffusion": {"channels": (8, 16), "blocks": 1, "steps": 2},
+    "slice_diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "budget": 4},
     "distilled": {"steps": 2, "phases": 1},
     "adversarial_steps": {
         "channels": (8, 16),

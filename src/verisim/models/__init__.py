@@ -24,6 +24,7 @@ MODELS = {
     "gated_pixelcnn": "verisim.models.autoregressive.gated_pixelcnn:GatedPixelCNN",
     "diffusion": "verisim.models.diffusion.denoising:DenoisingDiffusion",
     "patch_diffusion": "verisim.models.diffusion.patches:PatchDiffusion",
+    "slice_diffusion": "verisim.models.diffusion.slices:SliceDiffusion",
     "distilled": "verisim.models.diffusion.distilled:Distilled",
     "adversarial_steps": "verisim.models.diffusion.adversarial_steps:AdversarialSteps",
 }
