@@ -56,10 +56,11 @@ class Scale:
     steps: int  # sampling steps; 0 = the recipe's own
     domain_steps: int  # training steps of the feature network; 0 = random features alone
     pairs: int  # of volumes for MS-SSIM
+    tiny: bool = False  # networks of a few channels, to see that it runs
 
 
 SCALES = {
-    "smoke": Scale(16, 1, 0.03, "small-3d", 24, 200, 4, 0, 20),
+    "smoke": Scale(16, 1, 0.03, "small-3d", 24, 150, 3, 0, 20, tiny=True),
     "small": Scale(32, 1, 10.0, "small-3d", 200, 1000, 0, 300, 200),
     "full": Scale(64, 3, 0.0, "full", 1000, 5000, 0, 1000, 1000),
 }
@@ -124,10 +125,6 @@ def jobs(
             if stage:
                 stages.append(_job(out, data, stage, seed, minutes, scale))
                 job.overrides["model.first_stage"] = str(stages[-1].folder)
-            if scale.size < 32:  # a demonstration: feature maps get small
-                job.overrides["model.allow_small_features"] = "true"
-                if system == "16-G":
-                    del job.overrides["model.allow_small_features"]
             wanted.append(job)
     return stages, wanted
 
@@ -141,6 +138,13 @@ def _job(out: Path, data: DataSettings, recipe: str, seed: int, minutes: float, 
         "training.seed": seed,
         "training.sample_minutes": 0,
     }
+    diffusion = recipe not in FIRST_STAGE.values()
+    if scale.tiny:
+        overrides |= {"model.channels": "[8,16]", **({"model.head_channels": 8} if diffusion else {})}
+    if scale.size < 32 and diffusion and recipe != "16-G":
+        overrides["model.allow_small_features"] = "true"
+    if scale.steps and diffusion:
+        overrides["model.steps"] = scale.steps
     if minutes:
         overrides |= {"training.max_minutes": minutes, "training.clock": "cpu", "training.max_steps": 0}
     return Job(recipe, scale.variant, out / "runs" / str(data.size) / f"{recipe}@{seed}", overrides)

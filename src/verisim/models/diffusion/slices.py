@@ -86,6 +86,9 @@ class SliceDiffusion(GenerativeModel):
         label_dropout: float = 0.1,  # share of labels replaced by the null class in training
         lr: float = 1e-4,  # AdamW learning rate
         weight_decay: float = 0.01,
+        steps: int = 0,  # default sampling options; 0 and "auto" = by parametrisation
+        sampler: str = "auto",
+        plan: Literal["autoregressive", "hierarchical"] = "autoregressive",
     ) -> None:
         super().__init__(spec, num_classes)
         self.axis = axis
@@ -113,10 +116,14 @@ class SliceDiffusion(GenerativeModel):
             dropout,
             checkpointing,
         )
-        sampler, steps, schedule = DEFAULTS[parametrisation]
-        schedule = self.training_noise if schedule == "vp_linear" else schedule
-        clip = parametrisation == "epsilon"
-        self.options = SliceOptions(steps=steps, sampler=sampler, schedule=schedule, clip=clip)
+        best, many, schedule = DEFAULTS[parametrisation]
+        self.options = SliceOptions(
+            steps=steps or many,
+            sampler=best if sampler == "auto" else sampler,
+            schedule=self.training_noise if schedule == "vp_linear" else schedule,
+            plan=plan,
+            clip=parametrisation == "epsilon",
+        )
 
     # --- training ---------------------------------------------------------------------------------
 
