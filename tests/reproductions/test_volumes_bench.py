@@ -79,7 +79,8 @@ def test_claims_follow_the_numbers():
     ("name", "numbers"),
     [
         ("controls", table(**{"16-A@0": row(0.05)})),
-        ("controls", table(**{"16-A@0": row(60.0)})),
+        ("controls", {**table(), "controls": {"real": row(0.1), "noise": row(0.9)}}),
+        ("controls", {**table(), "controls": {"real": row(0.1, through=1.3), "noise": row(50.0)}}),
         ("memory-16-H", {**table(), "memory": {"16-A@0": 30.0, "16-H@0": 10.0}}),
         ("wavelet-fd", table(**{"16-H@0": row(2.1)})),
         ("slice-stripes", table(**{"16-G@0": row(2.0, stripes=4.1)})),
@@ -103,5 +104,5 @@ def test_disagreement_needs_a_clear_pair():
 
 
 def test_unknown_system(tmp_path):
-    with pytest.raises(VerisimError, match="17-D is not part of this table. It has: 16-A"):
+    with pytest.raises(VerisimError, match=r"17-D is not part of this table\. It has: 16-A"):
         next(reproduction("16-bench")(Options("smoke", tmp_path, tmp_path, systems=("17-D",))))
