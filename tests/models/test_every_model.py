@@ -42,6 +42,18 @@ SMALL = {  # settings that make each model small and quick
         "regressor_attention": (False, False, True),
     },
     "development": {"latent": 4, "hidden": 8, "layers": 3},
+    "patch_diffusion": {"channels": (8, 16), "blocks": 1, "steps": 2},
+    "slice_diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "budget": 4},
+    "distilled": {"steps": 2, "phases": 1},
+    "adversarial_steps": {
+        "channels": (8, 16),
+        "blocks": 1,
+        "attention": (False, False),
+        "steps": 2,
+        "critic_channels": (8, 16),
+        "latent": 8,
+        "style": 8,
+    },
 }
 SEGMENTERS = ("diffusion_segmentation", "supervised_segmentation")  # they make no images: test_segmenters.py
 MODELS = {name: where for name, where in MODELS.items() if name not in SEGMENTERS}
@@ -52,9 +64,17 @@ CLASSES |= dict.fromkeys(DETECTORS, 0)
 SAMPLERS = sorted(set(MODELS) - set(DETECTORS))
 
 
+def small(name, size=(16, 16), classes=0):
+    """The small settings; a distilled model's with the description of a small teacher."""
+    if name != "distilled":
+        return SMALL[name]
+    teacher = ModelCard("diffusion", SMALL["diffusion"], ImageSpec(size), classes).to_json()
+    return {**SMALL[name], "teacher": teacher}
+
+
 def made(name, size=(16, 16), classes=0):
     torch.manual_seed(0)
-    return build_model(name, SMALL[name], ImageSpec(size), classes)
+    return build_model(name, small(name, size, classes), ImageSpec(size), classes)
 
 
 def test_every_model_is_tested():
@@ -132,7 +152,7 @@ def test_weights_round_trip(name, tmp_path):
     """A model rebuilt from its file alone draws the same images."""
     model = made(name).eval()
     model.use_channels_last()
-    save_model(tmp_path / "w.safetensors", model, ModelCard(name, SMALL[name], model.spec))
+    save_model(tmp_path / "w.safetensors", model, ModelCard(name, small(name), model.spec))
     again, card = load_model(tmp_path / "w.safetensors")
     assert card.model == name
     assert torch.equal(again.sample(2, generator=generator(5)), model.sample(2, generator=generator(5)))

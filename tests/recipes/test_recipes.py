@@ -33,6 +33,9 @@ def test_small_variants_build(recipe, variant, tmp_path):
         first = RECIPES[f"{recipe}.1"].settings(variant)
         assert first["data"] == settings["data"]
         model["first_stage"] = str(saved_stage(tmp_path / "w", dict(first["model"]), spec))
+    if model["name"] == "distilled":
+        teacher = {"name": "diffusion", "channels": (8, 8), "blocks": 1, "attention": (False, False)}
+        model["teacher"] = str(saved_stage(tmp_path / "t", teacher, spec))
     build_model(model.pop("name"), model, spec)
 
 

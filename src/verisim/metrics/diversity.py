@@ -1,4 +1,7 @@
-"""Mode collapse in one number: mean pairwise distance among fakes over that among reals (1 is right)."""
+"""Mode collapse in one number: mean pairwise distance among fakes over that among reals (1 is right).
+
+Or the mean MS-SSIM of pairs (spec 003, section 16-L): right is what pairs of real images have, neither less nor more.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from verisim.data.spec import Images
 from verisim.errors import VerisimError
-from verisim.metrics.bootstrap import Estimate, from_draws, resample_weights
+from verisim.metrics.bootstrap import Estimate, from_draws, mean_estimate, resample_weights
 from verisim.metrics.frechet import check_features
+from verisim.metrics.reconstruction import ms_ssim
 
 
 def mean_pairwise(x: Tensor) -> float:
@@ -35,6 +40,25 @@ def diversity_ratio(
         raise VerisimError("Diversity: all real images are the same, so nothing can be compared with them.")
     ratio = tops / bottoms
     return from_draws(top / bottom, ratio[torch.isfinite(ratio)])
+
+
+def pairwise_ms_ssim(
+    images: Images, generator: torch.Generator, pairs: int = 200, draws: int = 1000
+) -> Estimate:
+    """Mean MS-SSIM of `pairs` random pairs of different images, with a bootstrap interval over pairs.
+
+    1 for a set of equal images. Raises VerisimError for fewer than two images, or images below 11 pixels a side.
+    """
+    n = len(images)
+    if n < 2:
+        raise VerisimError(f"MS-SSIM of pairs: {n} images, at least 2 are needed.")
+    first = torch.randint(n, (pairs,), generator=generator)
+    second = (first + torch.randint(1, n, (pairs,), generator=generator)) % n
+    parts = [
+        ms_ssim(images.pixels[a], images.pixels[b], images.spec)
+        for a, b in zip(first.split(16), second.split(16))
+    ]
+    return mean_estimate(torch.cat(parts), draws, generator)
 
 
 def _resampled(

@@ -29,6 +29,10 @@ MODELS = {
     "supervised_segmentation": "verisim.models.segmentation.supervised:SupervisedSegmenter",
     "age_guided": "verisim.models.diffusion.age_guided:AgeGuidedDiffusion",
     "development": "verisim.models.implicit.model:ImplicitDevelopment",
+    "patch_diffusion": "verisim.models.diffusion.patches:PatchDiffusion",
+    "slice_diffusion": "verisim.models.diffusion.slices:SliceDiffusion",
+    "distilled": "verisim.models.diffusion.distilled:Distilled",
+    "adversarial_steps": "verisim.models.diffusion.adversarial_steps:AdversarialSteps",
 }
 
 

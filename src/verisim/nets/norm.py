@@ -47,8 +47,21 @@ def modulated_norm(x: Tensor, s: Tensor, t: Tensor, groups: int) -> Tensor:
         return y if x.is_contiguous() else y.contiguous(memory_format=CHANNELS_LAST[x.ndim])
 
 
+def modulated_pixel_norm(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """s x / rms(x) + t with the root mean square over the channels of each pixel; x (B, C, *S), s and t (B, C).
+
+    What a pixel becomes depends on no other pixel: a network of such norms does the same to a crop and to the
+    whole, but for its borders. Karras 2018, section 4.2.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        s, t = (m.to(x.dtype).view(*m.shape, *[1] * (x.ndim - 2)) for m in (s, t))
+        return torch.addcmul(t, x * (x.float().square().mean(1, keepdim=True) + EPS).rsqrt().to(x.dtype), s)
+
+
 class GroupNorm(nn.Module):
     """Group norm with a learned scale and shift per channel; any channel count."""
+
+    local = False  # True: by the pixel alone; see by_pixel
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -58,11 +71,15 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         s, t = self.weight.expand(len(x), -1), self.bias.expand(len(x), -1)
+        if self.local:
+            return modulated_pixel_norm(x, s, t)
         return modulated_norm(x, s, t, self.groups)
 
 
 class FiLM(nn.Module):
     """Group norm whose scale and shift are read from the embedding: (1 + s(e)) xhat + t(e)."""
+
+    local = False  # True: by the pixel alone; see by_pixel
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
@@ -73,4 +90,14 @@ class FiLM(nn.Module):
         """x (B, C, *S), emb (B, E) -> (B, C, *S)."""
         with torch.autocast(x.device.type, enabled=False):
             s, t = self.modulation(emb).chunk(2, dim=1)  # (B, C) each
+        if self.local:
+            return modulated_pixel_norm(x, 1 + s, t)
         return modulated_norm(x, 1 + s, t, self.groups)
+
+
+def by_pixel(net: nn.Module) -> nn.Module:
+    """The network with all its norms taken over the channels of each pixel; same parameters."""
+    for module in net.modules():
+        if isinstance(module, GroupNorm | FiLM):
+            module.local = True
+    return net

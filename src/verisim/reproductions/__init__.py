@@ -25,6 +25,7 @@ REPRODUCTIONS = {
     "004-mark": "verisim.reproductions.cxr_mark",
     "004-artefact": "verisim.reproductions.cxr_artefact",
     "004-sweeps": "verisim.reproductions.cxr_sweeps",
+    "16-bench": "verisim.reproductions.volumes_bench",
 }
 
 

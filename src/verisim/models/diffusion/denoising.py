@@ -33,7 +33,7 @@ from verisim.models.diffusion.first_stage import build_representation
 from verisim.models.diffusion.guide import Guide, load_averaged, load_guide
 from verisim.models.diffusion.options import DiffusionOptions, check_representation, default_options
 from verisim.models.diffusion.represented import RepresentedModel
-from verisim.models.diffusion.training_noise import Noise, check_learned_variance, distribution
+from verisim.models.diffusion.training_noise import Noise, check_learned_variance, distribution, draw_levels
 from verisim.models.diffusion.walk import decoded_steps, in_image_space, reverse, reverse_variance, walk
 from verisim.nets.blocks import EmbeddingKind
 from verisim.nets.dit import DiT
@@ -166,12 +166,7 @@ class DenoisingDiffusion(RepresentedModel):
 
     def draw_sigma(self, n: int) -> Tensor:
         """n noise levels (n,) float64 of the training distribution, stratified over the batch."""
-        u = ((torch.arange(n) + torch.rand(n, dtype=torch.float64)) / n).clamp(1e-9, 1 - 1e-9)
-        if self.training_noise == "lognormal":  # Karras 2022, table 1
-            return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u))
-        if self.training_noise == "logit_normal":  # Esser 2024, eq. 19: t = sigmoid(z), sigma = t / (1 - t)
-            return torch.exp(torch.special.ndtri(u))
-        return self.table[(u * len(self.table)).long()]  # a training step, uniform
+        return draw_levels(n, self.training_noise, self.table, self.p_mean, self.p_std)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam over the network."""

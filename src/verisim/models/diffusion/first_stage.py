@@ -102,7 +102,7 @@ class Latent(Representation):
                 f"file of one of {', '.join(STAGES)}."
             )
         self.described = first_stage.startswith("{")  # the weights are still to come
-        model, self.card = _described(first_stage) if self.described else _trained(first_stage)
+        model, self.card = (described_model if self.described else trained_model)(first_stage)
         _check_stage(self.card, image, "described in the model's file" if self.described else first_stage)
         self.stage = STAGES[self.card.model](model, codes)
         self.stage.requires_grad_(False)
@@ -180,22 +180,22 @@ def _per_channel(v: Tensor, x: Tensor) -> Tensor:
     return v.view(-1, *[1] * (x.ndim - 2))
 
 
-def _trained(source: str) -> tuple[GenerativeModel, ModelCard]:
+def trained_model(source: str) -> tuple[GenerativeModel, ModelCard]:
     """The model of a run folder or weights file; CheckpointError if it cannot be read."""
     from verisim.hub.weights import load_model
 
     return load_model(source)
 
 
-def _described(text: str) -> tuple[GenerativeModel, ModelCard]:
-    """A model with fresh weights from its card as JSON."""
+def described_model(text: str, what: str = "first stage") -> tuple[GenerativeModel, ModelCard]:
+    """A model with fresh weights from its card as JSON; `what` it is, for the error."""
     from verisim.hub.weights import ModelCard
     from verisim.models import build_model
 
     try:
         card = ModelCard.from_json(text)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"The description of the first stage is damaged ({type(e).__name__}).") from e
+        raise CheckpointError(f"The description of the {what} is damaged ({type(e).__name__}).") from e
     model = build_model(card.model, card.settings, card.spec, card.num_classes)
     model.use_channels_last()  # as load_model leaves it: then resuming is exact to the last bit
     return model, card

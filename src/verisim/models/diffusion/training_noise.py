@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from verisim.diffusion.parametrisation import STEP_NUMBERED
 from verisim.diffusion.schedules import TABLES
 from verisim.errors import VerisimError
@@ -24,6 +27,16 @@ def distribution(noise: str, parametrisation: str) -> str:
             f"{', '.join(TABLES)}, not '{noise}'. For '{noise}' use parametrisation edm or flow."
         )
     return noise
+
+
+def draw_levels(n: int, noise: str, table: Tensor, p_mean: float = -1.2, p_std: float = 1.2) -> Tensor:
+    """n noise levels (n,) float64 of a training distribution, stratified over the batch; table (T,) of vp_ grids."""
+    u = ((torch.arange(n) + torch.rand(n, dtype=torch.float64)) / n).clamp(1e-9, 1 - 1e-9)
+    if noise == "lognormal":  # Karras 2022, table 1
+        return torch.exp(p_mean + p_std * torch.special.ndtri(u))
+    if noise == "logit_normal":  # Esser 2024, eq. 19: t = sigmoid(z), sigma = t / (1 - t)
+        return torch.exp(torch.special.ndtri(u))
+    return table[(u * len(table)).long()]  # a training step, uniform
 
 
 def check_learned_variance(learned: bool, noise: str, mask_share: float) -> None:

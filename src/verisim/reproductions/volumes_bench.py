@@ -1,0 +1,214 @@
+"""Source 003, chapter 16: five ways to make volumes, side by side on the same brains with the same processor time.
+
+Pixels (16-A), wavelet bands (16-H), latents (16-J, whose first stage takes half of the time), patches (16-F) and
+slice sets (16-G, also with total variation along the slices). Each is measured by what a training step must keep
+in memory, by time, by how its volumes are distributed, and by the rulers of the phantom's anatomy; beside two
+controls, other real volumes and noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verisim.data.folder import Dataset
+from verisim.data.mosaic import save_mosaic
+from verisim.data.spec import Images
+from verisim.errors import VerisimError
+from verisim.metrics.controls import noise_like
+from verisim.metrics.diversity import pairwise_ms_ssim
+from verisim.metrics.features import FeatureNetwork, domain_features, random_features
+from verisim.metrics.frechet import frechet_estimate
+from verisim.metrics.marginals import compare_factors
+from verisim.metrics.memo import Memo
+from verisim.metrics.slices import slice_consistency
+from verisim.models import build_model
+from verisim.phantoms import PHANTOMS
+from verisim.reproductions.result import Options, Result
+from verisim.reproductions.runs import Job, train_all
+from verisim.reproductions.volumes_claims import claims
+from verisim.seeding import generator
+from verisim.tasks.comparison import held_out
+from verisim.tasks.contestants import Contestant, from_model
+from verisim.training.estimate import with_saved_bytes
+from verisim.training.run_folder import RunFolder
+from verisim.training.source import DataSettings, open_dataset
+
+SYSTEMS = ("16-A", "16-H", "16-J", "16-F", "16-G")
+FIRST_STAGE = {"16-J": "16-J.1"}
+TV = 0.1  # weight of total variation on [-1, 1]: 0.05 on [0, 1]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done."""
+
+    size: int  # pixels of each side
+    seeds: int  # training seeds
+    minutes: float  # processor minutes per system; 0 = the recipes' own budgets
+    variant: str
+    count: int  # volumes drawn per run
+    phantoms: int
+    steps: int  # sampling steps; 0 = the recipe's own
+    domain_steps: int  # training steps of the feature network; 0 = random features alone
+    pairs: int  # of volumes for MS-SSIM
+    tiny: bool = False  # networks of a few channels, to see that it runs
+
+
+SCALES = {
+    "smoke": Scale(16, 1, 0.03, "small-3d", 24, 150, 3, 0, 20, tiny=True),
+    "small": Scale(32, 1, 10.0, "small-3d", 200, 1000, 0, 300, 200),
+    "full": Scale(64, 3, 0.0, "full", 1000, 5000, 0, 1000, 1000),
+}
+
+
+def run(options: Options) -> Iterator[Result]:
+    """Train what is not trained yet, draw, measure; one result per size."""
+    scale = SCALES[options.scale]
+    scale = replace(
+        scale,
+        seeds=options.seeds or scale.seeds,
+        count=options.count or scale.count,
+        minutes=options.minutes or scale.minutes,
+    )
+    systems = options.systems or SYSTEMS
+    unknown = sorted(set(systems) - set(SYSTEMS))
+    if unknown:
+        raise VerisimError(f"{unknown[0]} is not part of this table. It has: {', '.join(SYSTEMS)}.")
+    for size in options.sizes or (scale.size,):
+        yield _at_size(options, replace(scale, size=size), systems)
+
+
+def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
+    cube = "x".join([str(scale.size)] * 3)
+    data = DataSettings(options.data, "brain", scale.phantoms, cube)
+    dataset = open_dataset(data)
+    stages, wanted = jobs(options.out, data, systems, scale)
+    train_all(stages)
+    train_all(wanted)
+    contestants = draw(wanted, dataset, scale, options.out / "samples" / cube)
+    bench = Bench(dataset, scale, "" if options.data else "brain", Memo(options.out / "measured"))
+    rows = {c.name: {"facts": c.facts, **bench.row(c.images)} for c in contestants}
+    controls = {name: bench.row(images) for name, images in bench.controls().items()}
+    memory = {j.folder.name: saved_megabytes(j.folder, dataset["train"]) for j in [*stages, *wanted]}
+    numbers = {"rows": rows, "controls": controls, "memory": memory}
+    minutes = f"{scale.minutes:g} processor minutes" if scale.minutes else "the recipe's own budget"
+    notes = [
+        f"volumes: {Path(options.data).name if options.data else 'brain phantoms'}, {cube}",
+        f"{minutes} and one thread per system (latent: half of it for its first stage); {scale.seeds} training "
+        f"seed(s); {scale.count} volumes per run",
+        "memory: MiB that the forward pass of a training step keeps for the backward pass, one volume, weights left out",
+        "features: " + ", ".join(f"{n.label} {n.sha256[:12]}" for n in bench.networks),
+    ]
+    found = Result("16-bench", options.scale, claims(numbers), {cube: numbers}, notes, part=f"{scale.size}px")
+    for c in contestants:
+        if c.name.endswith("@0"):
+            file = options.results / "figures" / found.name / f"{c.name[:-2].replace(':', '-')}.png"
+            save_mosaic(file, c.images.pixels[:16], 8, scale=2)
+    return found
+
+
+def jobs(
+    out: Path, data: DataSettings, systems: tuple[str, ...], scale: Scale
+) -> tuple[list[Job], list[Job]]:
+    """First stages, and the systems that need them or not, one run per system and seed."""
+    stages, wanted = [], []
+    for seed in range(scale.seeds):
+        for system in systems:
+            stage = FIRST_STAGE.get(system)
+            minutes = scale.minutes / 2 if stage else scale.minutes
+            job = _job(out, data, system, seed, minutes, scale)
+            if stage:
+                stages.append(_job(out, data, stage, seed, minutes, scale))
+                job.overrides["model.first_stage"] = str(stages[-1].folder)
+            wanted.append(job)
+    return stages, wanted
+
+
+def _job(out: Path, data: DataSettings, recipe: str, seed: int, minutes: float, scale: Scale) -> Job:
+    overrides: dict[str, str | int | float] = {
+        "data.folder": data.folder,
+        "data.phantom": data.phantom,
+        "data.count": data.count,
+        "data.size": str(data.size),
+        "training.seed": seed,
+        "training.sample_minutes": 0,
+    }
+    diffusion = recipe not in FIRST_STAGE.values()
+    if scale.tiny:
+        overrides |= {"model.channels": "[8,16]", **({"model.head_channels": 8} if diffusion else {})}
+    if scale.size < 32 and diffusion and recipe != "16-G":
+        overrides["model.allow_small_features"] = "true"
+    if scale.steps and diffusion:
+        overrides["model.steps"] = scale.steps
+    if minutes:
+        overrides |= {"training.max_minutes": minutes, "training.clock": "cpu", "training.max_steps": 0}
+    return Job(recipe, scale.variant, out / "runs" / str(data.size) / f"{recipe}@{seed}", overrides)
+
+
+def draw(wanted: list[Job], dataset: Dataset, scale: Scale, cache: Path) -> list[Contestant]:
+    """Volumes of every run; those drawn slice by slice also with total variation."""
+    real, found = held_out(dataset), []
+    common = {"steps": scale.steps} if scale.steps else {}
+    for job in wanted:
+        system, _, seed = job.folder.name.partition("@")
+        for name, more in ((job.folder.name, {}), (f"{system}:tv@{seed}", {"tv": TV})):
+            if more and system != "16-G":
+                continue
+            options, file = {**common, **more}, cache / f"{name}.safetensors"
+            found.append(
+                from_model(job.folder, name, scale.count, real, seed=int(seed), cache=file, options=options)
+            )
+    return found
+
+
+def saved_megabytes(run: Path, train: Images) -> float:
+    """MiB that a training step of a run's model keeps for the backward pass, for one volume."""
+    settings = dict(RunFolder(run).config()["model"])
+    torch.manual_seed(0)
+    model = build_model(settings.pop("name"), settings, train.spec).train()
+    model.prepare(train.pixels[:16])
+    others = [*model.parameters(), *model.buffers()]
+    _, saved = with_saved_bytes(lambda: model.trial_loss(train.pixels[:1], None), others)
+    return round(saved / 2**20, 3)
+
+
+class Bench:
+    """Everything that a set of volumes is measured by, against the held-out real ones."""
+
+    def __init__(self, dataset: Dataset, scale: Scale, anatomy: str, memo: Memo) -> None:
+        self.train, self.real = dataset["train"].quantise(), held_out(dataset)
+        self.scale, self.anatomy, self.memo = scale, anatomy, memo
+        self.networks: list[FeatureNetwork] = [random_features(self.train)]
+        if scale.domain_steps:
+            self.networks.append(domain_features(self.train, 0, scale.domain_steps))
+
+    def controls(self) -> dict[str, Images]:
+        """Other real volumes, and noise."""
+        n = min(self.scale.count, len(self.train))
+        return {
+            "real": self.train.subset(torch.arange(n)),
+            "noise": noise_like(self.real, n, generator("volume noise", 0)).quantise(),
+        }
+
+    def row(self, images: Images) -> dict[str, Any]:
+        """All measures of a set of volumes; kept, so that a second call costs nothing."""
+        parts = ["volumes bench", images, self.real, self.scale.pairs, [n.sha256 for n in self.networks]]
+        return self.memo.fetch(parts, lambda: (self._measured(images), {}))[0]
+
+    def _measured(self, images: Images) -> dict[str, Any]:
+        rng = generator("volumes bench", 0)
+        row: dict[str, Any] = {"fd": {}}
+        for net in self.networks:
+            estimate, corrected = frechet_estimate(net.embed(images, 16), net.embed(self.real, 16), rng)
+            row["fd"][net.label] = {**estimate.as_dict(), "corrected": corrected}
+        row["ms_ssim"] = pairwise_ms_ssim(images, rng, self.scale.pairs).as_dict()
+        found = slice_consistency(images, self.real, rng)
+        row["slices"] = {k: e.as_dict() for k, e in found.items()}
+        if self.anatomy:
+            row["factors"] = compare_factors(PHANTOMS[self.anatomy].measure, images, self.real, rng)
+        return row
