@@ -151,9 +151,16 @@ def _train(run: Any, plan: Any, dataset: Any, training: Any, resume: bool) -> in
     facts = outcome.card.training
     print(
         f"{run.path}: {facts['steps']} steps in {facts['seconds']:.0f} s, {facts['parameters']:,} parameters.\n"
-        f"Next: verisim sample {run.path} -n 16    or    verisim evaluate {run.path}"
+        f"Next: {_next(outcome.model, run)}"
     )
     return 0
+
+
+def _next(model: Any, run: Any) -> str:
+    """What can be done with the run."""
+    if not model.draws:
+        return f"verisim segment {run.path}    or    verisim segment {run.path} CASES"
+    return f"verisim sample {run.path} -n 16    or    verisim evaluate {run.path}"
 
 
 def _plain(node: Any) -> Any:
