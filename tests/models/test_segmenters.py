@@ -170,6 +170,10 @@ def test_seeds_and_members():
     assert torch.equal(a, b) and not torch.equal(a, c)
     few, many = list(model.members(x, 2, seed=1)), list(model.members(x, 4, seed=1))
     assert all(torch.equal(p, q) for p, q in zip(few, many)) and not torch.equal(many[0], many[1])
+    own = model.predict(x, [7, 1, 9]).mean
+    assert torch.allclose(own[1], a[1], atol=1e-4) and not torch.allclose(own[0], a[0], atol=1e-2)
+    with pytest.raises(VerisimError, match="2 seeds for 3 images"):
+        model.predict(x, [1, 2])
     stack = torch.stack(many)
     found = model.predict(x, 1)
     assert torch.allclose(found.mean, stack.mean(0)) and found.members == 4

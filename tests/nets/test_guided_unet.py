@@ -100,6 +100,21 @@ def test_checkpointing_changes_nothing_but_memory():
     assert torch.equal(found[0][0], found[1][0]) and torch.allclose(found[0][1], found[1][1], atol=1e-6)
 
 
+def test_one_channel_per_group_hides_the_mean():
+    """The source's norms take away what is constant over the image, so a shifted input gives the same answer away from
+    the borders; with fewer groups the network sees the shift."""
+    x, t = torch.randn(1, 2, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0])
+    change = {}
+    for groups in (0, 1):
+        net = small(2, channels=(4, 4), groups=groups)
+        for p in net.parameters():
+            if not p.any():
+                torch.nn.init.normal_(p, std=0.2)
+        apart = (net(x + 0.5, t) - net(x, t))[..., 12:-12, 12:-12]
+        change[groups] = float(apart.mean().abs().detach())
+    assert change[0] < 0.1 * change[1]
+
+
 def test_embedding_of_an_odd_count():
     """14 cosines, 14 sines and one 0, frequencies 1 to 1e-4 (exclusive)."""
     e = StepEmbedding(29, 116)
@@ -118,6 +133,7 @@ def test_embedding_of_an_odd_count():
         ({"channels": (4, 6)}, "multiples of the first"),
         ({"channels": ()}, "one width per level"),
         ({"blocks": 0}, "at least 1 per level"),
+        ({"groups": 3}, "groups=3 does not divide"),
         ({"attention": (True,)}, "1 flags for 2 levels"),
         ({"dims": 4}, "must be 2 or 3"),
     ],

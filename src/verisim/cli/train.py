@@ -157,13 +157,20 @@ def _train(run: Any, plan: Any, dataset: Any, training: Any, resume: bool) -> in
     facts = outcome.card.training
     print(
         f"{run.path}: {facts['steps']} steps in {facts['seconds']:.0f} s, {facts['parameters']:,} parameters.\n"
-        + (
-            f"Next: verisim sample {run.path} -n 16    or    verisim evaluate {run.path}"
-            if outcome.model.can_sample
-            else f"Next: verisim detect {run.path} SCAN    or    verisim detect {run.path}"
-        )
+        f"Next: {_next(outcome.model, run)}"
     )
     return 0
+
+
+def _next(model: Any, run: Any) -> str:
+    """What can be done with the run."""
+    from verisim.roles import AnomalyDetector, Segmenter
+
+    if isinstance(model, Segmenter):
+        return f"verisim segment {run.path}    or    verisim segment {run.path} CASES"
+    if isinstance(model, AnomalyDetector) and not model.can_sample:
+        return f"verisim detect {run.path}    or    verisim detect {run.path} SCAN"
+    return f"verisim sample {run.path} -n 16    or    verisim evaluate {run.path}"
 
 
 def _plain(node: Any) -> Any:

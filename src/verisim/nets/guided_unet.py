@@ -45,13 +45,13 @@ class GuidedUNet(nn.Module):
         blocks: int = 2,  # residual blocks per level on the way down; one more on the way up
         skip: Skip = "average",
         attention: tuple[bool, ...] = (),  # self-attention per level; () = nowhere, as the source has it
+        groups: int = 0,  # of every norm; 0 = channels[0], the source's: one channel per group at the finest level
         dropout: float = 0.0,  # probability inside the residual blocks
         checkpointing: bool = False,  # recompute blocks in the backward pass: less memory, a third slower
         middle_attention: bool = False,  # self-attention between the two blocks of the middle, there alone
-        groups: int = 0,  # of every norm; 0 = as many as the finest level has channels
     ) -> None:
         super().__init__()
-        _check(spatial_dims, channels, blocks, skip, attention)
+        _check(spatial_dims, channels, blocks, skip, attention, groups)
         levels, groups, width = len(channels), groups or channels[0], 4 * channels[0]
         attends = attention or (False,) * levels
         self.divisor = DIVISOR.get(skip)  # None = concat
@@ -211,7 +211,9 @@ def norm(module: nn.GroupNorm, h: Tensor) -> Tensor:
     return module(h.float()).to(h.dtype)  # autocast leaves group norm in float32
 
 
-def _check(dims: int, channels: tuple[int, ...], blocks: int, skip: str, attention: tuple[bool, ...]) -> None:
+def _check(
+    dims: int, channels: tuple[int, ...], blocks: int, skip: str, attention: tuple[bool, ...], groups: int
+) -> None:
     """VerisimError for settings that describe no network."""
     pick({"concat": 0, **DIVISOR}, skip, "skip")
     if dims not in CONV:
@@ -220,6 +222,10 @@ def _check(dims: int, channels: tuple[int, ...], blocks: int, skip: str, attenti
         raise VerisimError(
             f"guided U-Net: channels={tuple(channels)}; give one width per level, all of them multiples of the "
             f"first (2 or more), e.g. 8,16,16."
+        )
+    if groups and channels[0] % groups:
+        raise VerisimError(
+            f"guided U-Net: groups={groups} does not divide the first width {channels[0]}; 0 takes the width itself."
         )
     if blocks < 1:
         raise VerisimError(f"guided U-Net: blocks={blocks}; at least 1 per level is needed.")

@@ -17,6 +17,7 @@ from verisim.metrics.bootstrap import Estimate, from_draws, resample_weights
 from verisim.metrics.memo import Memo
 from verisim.metrics.segmentation import dice, hd95, variance_calibration
 from verisim.models.segmentation.base import Prediction, SegmentationModel
+from verisim.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,30 @@ def evaluate(
     scores = []
     for i in range(len(images)):
         one = images.subset(torch.tensor([i]))
-        name = str(i) if images.names is None else images.names[i]
+        name = name_of(images, i)
 
         def measure(
             one: Images = one, name: str = name, true: Tensor = truth[i : i + 1]
         ) -> tuple[dict, dict]:
-            return asdict(score_case(model.predict(one.pixels, seed), true, one.spec.spacing, name)), {}
+            return asdict(
+                score_case(model.predict(one.pixels, case_seed(seed, name)), true, one.spec.spacing, name)
+            ), {}
 
         key = ["segmentation", identity, repr(model.options), seed, one, truth[i].sum().item(), name]
         scores.append(CaseScore(**memo.fetch(key, measure)[0]))
         if progress is not None:
             progress(i + 1, len(images))
     return scores
+
+
+def name_of(images: Images, i: int) -> str:
+    """The image's name, else its number."""
+    return str(i) if images.names is None else images.names[i]
+
+
+def case_seed(seed: int, name: str) -> int:
+    """Each case has noise of its own, so that a lucky or unlucky draw is not that of all."""
+    return derive_seed("case", seed, name)
 
 
 def masks_of(images: Images) -> Tensor:
@@ -137,11 +150,12 @@ def sweep(
     first members of larger ones, so that no network evaluation is made twice. The model's options are restored.
     """
     truth, before, rows = masks_of(images), model.options, []
+    seeds = [case_seed(seed, name_of(images, i)) for i in range(len(images))]
     try:
         for k, n in enumerate(steps):
             model.configure_sampling(steps=n)
             total = torch.zeros(1)
-            for m, p in enumerate(model.members(images.pixels, max(members), seed), start=1):
+            for m, p in enumerate(model.members(images.pixels, max(members), seeds), start=1):
                 total = total.to(p) + p
                 if m in members:
                     mask = (total / m > 0.5).cpu()

@@ -17,7 +17,7 @@ The source prints the noise schedule upside down; it rises here, from beta 1e-4 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +79,7 @@ class DiffusionSegmenter(SegmentationModel):
         blocks: int = 2,  # residual blocks per level on the way down; one more on the way up
         skip: Skip = "average",  # average | concat | root | sum; see verisim.nets.guided_unet
         attention: tuple[bool, ...] = (),  # self-attention per level; () = nowhere
+        groups: int = 0,  # of every norm; 0 = channels[0], the source's. A few let small images keep their mean
         dropout: float = 0.0,  # probability inside the residual blocks
         checkpointing: bool = False,  # recompute in the backward pass: less memory, a third slower
         lr: float = 1e-5,  # AdamW learning rate
@@ -102,6 +103,7 @@ class DiffusionSegmenter(SegmentationModel):
             blocks=blocks,
             skip=skip,
             attention=tuple(attention),
+            groups=groups,
             dropout=dropout,
             checkpointing=checkpointing,
         )
@@ -158,44 +160,51 @@ class DiffusionSegmenter(SegmentationModel):
 
     # --- sampling ---------------------------------------------------------------------------------
 
-    def predict(self, x: Tensor, seed: int = 0) -> Prediction:
-        """Mean and variance over the ensemble of masks of images (B, C, *S), B >= 1 and S of any size."""
+    def predict(self, x: Tensor, seed: int | Sequence[int] = 0) -> Prediction:
+        """Mean and variance over the ensemble of masks of images (B, C, *S), of any size S; seeds as in `members`."""
         mean, square = torch.zeros(1), torch.zeros(1)
         n = self.options.ensemble
         for p in self.members(x, n, seed):
             mean, square = mean.to(p) + p / n, square.to(p) + p.square() / n
         return Prediction(mean, (square - mean.square()).clamp_(min=0.0), n)
 
-    def members(self, x: Tensor, n: int, seed: int = 0) -> Iterator[Tensor]:
+    def members(self, x: Tensor, n: int, seed: int | Sequence[int] = 0) -> Iterator[Tensor]:
         """n samples of the foreground, (B, 1, *S) in [0, 1] each. The k-th is the same whatever n is.
 
-        All images share the noise x_T of a sample, so that DDIM's answer does not depend on what else is in a batch.
+        seed: one for each image, or one for all, which then share the noise x_T of a sample. With DDIM an image's
+        answer depends on its seed alone, not on what else is in a batch.
         """
         self.check_images(x)
+        seeds = [seed] * len(x) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(x):
+            raise VerisimError(f"{len(seeds)} seeds for {len(x)} images; give one for each, or one for all.")
+        step = self.options.batch
         for k in range(n):
-            rng = generator("segment", seed, k)
-            yield torch.cat([self._draw(rows, rng) for rows in x.to(self.device).split(self.options.batch)])
+            parts = [
+                self._draw(x[i : i + step].to(self.device), seeds[i : i + step], k)
+                for i in range(0, len(x), step)
+            ]
+            yield torch.cat(parts)
 
     @torch.no_grad()
-    def _draw(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """One sample of the foreground of images (B, C, *S), (B, 1, *S) in [0, 1]."""
+    def _draw(self, x: Tensor, seeds: Sequence[int], k: int) -> Tensor:
+        """The k-th sample of the foreground of images (B, C, *S), (B, 1, *S) in [0, 1]."""
         half = self.train_on == "half"
         b = self.condition(x)
         b = halved(b, self.halving) if half else b
         sigmas = sampling_levels(self.table, self.options.steps)
-        state = torch.empty(1, 1, *b.shape[2:], device=b.device)
-        start = rng.get_state()
-        noise = (float(sigmas[0]) * draw_noise(state, rng)).expand(len(b), *state.shape[1:])
+        empty = torch.empty(1, 1, *b.shape[2:], device=b.device)
+        sources = [generator("segment", s, k) for s in seeds]
+        noise = float(sigmas[0]) * torch.cat([draw_noise(empty, rng) for rng in sources])
         net = self.sampling_net
         was_training = net.training
         net.eval()
         try:
             x0 = SAMPLERS[self.options.sampler].run(
-                lambda y, sigma: self.denoise(y, sigma, b), noise, sigmas, generator=rng
+                lambda y, sigma: self.denoise(y, sigma, b), noise, sigmas, generator=sources[0]
             )
         finally:
             net.train(was_training)
-            rng.set_state(start)  # the next images of this sample begin with the same noise
         p = ((x0 - self.label_low) / (1 - self.label_low)).clamp(0, 1)
         return restored(p, tuple(x.shape[2:]), self.halving) if half else p
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,8 +36,8 @@ class SegmentationModel(GenerativeModel):
         """Per-sample loss (B,) and its parts, images (B, C, *S) in [-1, 1], mask (B, 1, *S) 0 or 1, float32."""
         raise NotImplementedError
 
-    def predict(self, x: Tensor, seed: int = 0) -> Prediction:
-        """The foreground of images (B, C, *S) in [-1, 1], of any size; `seed` decides all randomness."""
+    def predict(self, x: Tensor, seed: int | Sequence[int] = 0) -> Prediction:
+        """The foreground of images (B, C, *S) in [-1, 1], of any size; seeds (one per image, or one) decide all."""
         raise NotImplementedError
 
     def segment(self, x: Tensor) -> Tensor:

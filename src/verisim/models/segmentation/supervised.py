@@ -8,6 +8,7 @@ augmentation or its ensembling over folds.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -73,7 +74,7 @@ class SupervisedSegmenter(SegmentationModel):
         return dice + entropy, {"dice_loss": dice, "entropy": entropy}
 
     @torch.no_grad()
-    def predict(self, x: Tensor, seed: int = 0) -> Prediction:
+    def predict(self, x: Tensor, seed: int | Sequence[int] = 0) -> Prediction:
         """Probability of foreground of images (B, C, *S) of any size; its variance is p (1 - p)."""
         self.check_images(x)
         net = self.sampling_net
