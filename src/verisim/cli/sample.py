@@ -12,6 +12,8 @@ EXAMPLES = """\
   verisim sample runs/first -n 16 --out samples
   verisim sample runs/first -n 1000 --seed 1 --format npz
   verisim sample runs/first -n 8 --class pneumonia --guidance 2 --steps 10
+  verisim sample runs/t2i -n 8 --text "Cardiomegaly. No pleural effusion." --guidance 3
+  verisim sample runs/t2i -n 8 --text "Cardiomegaly." --upscale runs/sr
 """
 
 SUFFIXES = {"png": ".png", "nifti": ".nii.gz", "dicom": ".dcm", "npz": ".npz"}
@@ -34,6 +36,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=str, default="samples", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images")
     parser.add_argument("--class", type=str, default="", dest="label", help="class name or number")
+    parser.add_argument("--text", type=str, default="", help="report to draw images of (text models)")
+    parser.add_argument(
+        "--upscale", type=str, default="", help="run of a super-resolution model to enlarge the images with"
+    )
     parser.add_argument(
         "--format", type=str, default="", choices=["", *SUFFIXES], help="default: png, nifti in 3D"
     )
@@ -48,7 +54,9 @@ def main(argv: list[str]) -> int:
     chosen = {f.name: getattr(args, f.name) for f in fields(model.Options)}
     model.configure_sampling(**{k: v for k, v in chosen.items() if v is not None})
     label = class_index(card, args.label) if args.label else None
-    made = generate(model, card, args.count, seed=args.seed, label=label)
+    made = generate(
+        model, card, args.count, seed=args.seed, label=label, texts=(args.text,) if args.text else ()
+    )
     provenance = {
         "recipe": card.recipe,
         "model": card.model,
@@ -56,6 +64,13 @@ def main(argv: list[str]) -> int:
         "seed": args.seed,
         "options": {f.name: getattr(model.options, f.name) for f in fields(model.options)},
     }
+    if args.text:
+        provenance["text"] = args.text
+    if args.upscale:
+        from verisim.tasks.upscaling import upscale
+
+        made = upscale(made, args.upscale, seed=args.seed)
+        provenance["upscaled_by_sha256"] = _digest(args.upscale)
     out = Path(args.out)
     suffix = SUFFIXES[args.format] if args.format else None
     write_samples(out, made.images, provenance, suffix=suffix, class_names=card.class_names)

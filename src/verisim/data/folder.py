@@ -61,6 +61,7 @@ class _Case:
     patient: str
     split: str
     label: str = ""
+    text: str = ""
     loaded: Loaded | None = None
 
 
@@ -70,6 +71,7 @@ def load_images(
     *,
     channels: int = 1,  # 1 (colour becomes grey) or 3 (grey is repeated)
     label: str | None = None,  # manifest column with classes, or "folder": the name of the file's folder
+    text: str | None = None,  # manifest column with reports
     image: str = "image",  # manifest column with file names
     split: Mapping[str, str] | str | None = "split",  # column, "new", {patient: split}, or None: all in one
     low: float = -1.0,  # value of black
@@ -99,6 +101,8 @@ def load_images(
     listing = scan(folder, image=image, volumes=len(wanted) == 3)
     notes = list(listing.notes)
     cases = _with_labels(_cases(listing, notes, plan, split is not None), label, listing, notes)
+    if text is not None:
+        _add_texts(cases, text, listing, notes)
     split_of = _assign(cases, split, {"test": test_fraction, "val": val_fraction}, seed, listing, notes)
     cases = _limited(cases, limit)
     loaded, failed = load_all([c.entry for c in cases], plan, progress)
@@ -118,7 +122,7 @@ def load_images(
             f"{skipped[0][1]}"
         )
     names = class_names_of([c.label for c in cases], label, listing.root) if label else ()
-    return _assemble(cases, names, plan, notes, skipped, split_of)
+    return _assemble(cases, names, plan, notes, skipped, split_of, text is not None)
 
 
 def load_file(
@@ -174,6 +178,17 @@ def _with_labels(cases: list[_Case], label: str | None, listing: Listing, notes:
     if kept:
         class_names_of([c.label for c in kept], label, listing.root)  # before hours of reading
     return kept
+
+
+def _add_texts(cases: list[_Case], column: str, listing: Listing, notes: list[str]) -> None:
+    """Give every case its report, one line each; those without one stay, and are noted."""
+    for case, value in zip(cases, label_values([c.entry for c in cases], column, listing, "text")):
+        case.text = " ".join(value.split())
+    empty = sum(not c.text for c in cases)
+    if empty == len(cases):
+        raise DataError(f"{listing.root}: text column '{column}' is empty for all {len(cases)} images.")
+    if empty:
+        notes.append(f"{empty} image(s) without a '{column}': they show images without a text")
 
 
 def _assign(cases, split, fractions: dict[str, float], seed: int, listing: Listing, notes: list[str]) -> dict:
@@ -241,7 +256,9 @@ def _require_enough(cases: list[_Case], minimum: int, skipped: list, listing: Li
                         f"needed (found: {have}; {len(skipped)} unreadable). Add images.")  # fmt: skip
 
 
-def _assemble(cases, names: tuple[str, ...], plan: Plan, notes, skipped, split_of: dict) -> Dataset:
+def _assemble(
+    cases, names: tuple[str, ...], plan: Plan, notes, skipped, split_of: dict, with_texts: bool = False
+) -> Dataset:
     """Bring all images to [low, high] and sort them into splits."""
     items: list[Loaded] = [c.loaded for c in cases]
     pixels = np.stack([i.pixels for i in items])  # (N, C, *S)
@@ -267,7 +284,8 @@ def _assemble(cases, names: tuple[str, ...], plan: Plan, notes, skipped, split_o
             notes.append(f"split '{name}' has no image of class {some(lacking)}")
         splits[name] = Images(torch.from_numpy(pixels[mine]), spec, labels,
                               tuple(cases[k].patient for k in mine),
-                              tuple(cases[k].entry.name for k in mine))  # fmt: skip
+                              tuple(cases[k].entry.name for k in mine),
+                              texts=tuple(cases[k].text for k in mine) if with_texts else None)  # fmt: skip
         affines[name] = np.stack([_matrix(items[k]) for k in mine])
     return Dataset(splits, names, tuple(notes), _fingerprint(cases, plan), tuple(skipped), rules, split_of,
                    affines)  # fmt: skip
@@ -305,6 +323,8 @@ def _spec(items: list[Loaded], plan: Plan) -> ImageSpec:
 
 def _fingerprint(cases: list[_Case], plan: Plan) -> str:
     """sha256 over contents, labels, splits and settings; file names and their order do not matter."""
-    lines = sorted(f"{c.loaded.digest} {c.split} {c.label}" for c in cases if c.loaded)
+    lines = sorted(
+        f"{c.loaded.digest} {c.split} {c.label}" + (f" {c.text}" if c.text else "") for c in cases if c.loaded
+    )
     settings = (plan.size, plan.channels, plan.low, plan.high, plan.window, plan.fit)
     return hashlib.sha256("\n".join([repr(settings), *lines]).encode()).hexdigest()

@@ -76,9 +76,12 @@ class Images:
     labels: Tensor | None = None  # (N,) int64 class indices
     patients: tuple[str, ...] | None = None  # N patient identifiers
     names: tuple[str, ...] | None = None  # N file names or sample names
+    texts: tuple[str, ...] | None = None  # N reports; "" = none
 
     def __post_init__(self) -> None:
         self.spec.check(self.pixels)
+        if self.texts is not None and len(self.texts) != len(self.pixels):
+            raise RangeError(f"images: {len(self.texts)} texts for {len(self.pixels)} images. Give one each.")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -107,6 +110,7 @@ class Images:
             None if self.labels is None else self.labels[index],
             None if self.patients is None else tuple(self.patients[i] for i in take),
             None if self.names is None else tuple(self.names[i] for i in take),
+            texts=None if self.texts is None else tuple(self.texts[i] for i in take),
         )
 
     def require_same_spec(self, other: Images, where: str) -> None:

@@ -19,7 +19,7 @@ from verisim.seeding import generator
 
 
 class BatchStream(IterableDataset):
-    """Batches {'image' (B, C, *S) in [-1, 1], 'label' (B,) if any} from `first()` up to batch `total`.
+    """Batches {'image' (B, C, *S) in [-1, 1], 'label' (B,), 'text' B strings, if any} from `first()` up to batch `total`.
 
     Every image is seen once per pass before any is seen again; passes are reshuffled. With several
     ranks each batch of `batch_size * world_size` is cut into disjoint parts.
@@ -61,6 +61,8 @@ class BatchStream(IterableDataset):
             batch: dict[str, Any] = {"image": self.images.pixels[i]}
             if self.images.labels is not None:
                 batch["label"] = self.images.labels[i]
+            if self.images.texts is not None:
+                batch["text"] = [self.images.texts[j] for j in i.tolist()]
             yield batch
             k += 1
 

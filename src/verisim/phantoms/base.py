@@ -46,6 +46,7 @@ class PhantomKind:
     class_names: tuple[str, ...]  # meaning of labels 0, 1, ...
     spatial_dims: tuple[int, ...] = (2,)  # dimensions that `make` can draw; an int size means the first
     structures: tuple[str, ...] = ()  # meaning of the segmentation's codes 0, 1, ...; () = none
+    report: Callable[[dict[str, Tensor]], tuple[str, ...]] | None = None  # factors -> a text per image
 
 
 def full_size(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,19 +39,21 @@ def generate(
     *,
     seed: int = 0,
     label: int | None = None,
+    texts: Sequence[str] = (),
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
 ) -> Generated:
     """n images in [-1, 1] of (card.spec.size); labels drawn by training frequency unless one is given.
 
+    texts: what a text model is asked for, one for all images or one for each; none = without a text.
     With world_size > 1 this rank draws every world_size-th chunk: the union over ranks is what one
     process would have drawn.
     """
     if n < 1:
         raise VerisimError(f"{n} images asked for; ask for at least 1.")
     chunks = [k for k in range(math.ceil(n / CHUNK)) if k % world_size == rank]
-    labels = choose_labels(card, n, seed, label)
+    labels = _read_texts(model, n, texts) if texts else choose_labels(card, n, seed, label)
     pixels, kept = [], []
     start = time.perf_counter()
     for k in track(chunks, "sampling", disable=not progress or len(chunks) < 2, transient=True):
@@ -62,10 +65,19 @@ def generate(
                 "The model produced NaN or Inf. It was probably trained too short or at too high a learning rate."
             )
         pixels.append(drawn)
-        if want is not None:
+        if want is not None and not texts:
             kept.append(want)
-    shown = Images(torch.cat(pixels), card.spec, torch.cat(kept) if kept else None)
+    said = tuple(texts) * (n if len(texts) == 1 else 1) if texts else None
+    shown = Images(torch.cat(pixels), card.spec, torch.cat(kept) if kept else None, texts=said)
     return Generated(shown, time.perf_counter() - start)
+
+
+def _read_texts(model: GenerativeModel, n: int, texts: Sequence[str]) -> Tensor:
+    """The condition (n, ...) of texts. VerisimError unless there is one text, or one for each image."""
+    if len(texts) not in (1, n):
+        raise VerisimError(f"{len(texts)} texts for {n} images. Give one text for all, or one for each image.")
+    read = model.read_texts(list(texts))
+    return read.expand(n, *read.shape[1:])
 
 
 def choose_labels(card: ModelCard, n: int, seed: int, label: int | None) -> Tensor | None:

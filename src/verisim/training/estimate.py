@@ -49,12 +49,14 @@ def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Esti
     parameters = sum(p.numel() for p in model.parameters())
     index = torch.arange(settings.batch_size) % len(images)
     batch = images.subset(index)
+    model.learn_texts(images.texts)
     model.prepare(batch.pixels)
+    condition = model.condition_of(batch.labels, batch.texts)
     seconds, saved = 0.0, 0
     for _ in range(2):
         begin = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss, saved = with_saved_bytes(lambda: model.trial_loss(batch.pixels, batch.labels))
+            loss, saved = with_saved_bytes(lambda: model.trial_loss(batch.pixels, condition))
         loss.backward()
         seconds = time.perf_counter() - begin
     copies = 4 + (1 if settings.ema else 0)  # weights, gradients, two moments, average; float32

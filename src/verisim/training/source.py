@@ -24,6 +24,7 @@ class DataSettings:
         size: pixels: 64 means 64x64; 48x64 is height x width; 32x48x32 a volume, depth x height x width
         channels: 1 = grey, 3 = colour
         label: manifest column (or 'label' for phantoms) to condition on; empty = unconditional
+        text: manifest column with reports (or 'report' for phantoms) for a model that reads texts; empty = none
         split: manifest column with train, val or test; new = make a split by patient whatever it says
         fit: how images that are not square are made so
         enlarge: interpolate images up that are smaller than size, instead of refusing them
@@ -39,6 +40,7 @@ class DataSettings:
     size: int | str = 64
     channels: int = 1
     label: str = ""
+    text: str = ""
     split: str = "split"
     fit: Literal["pad", "crop", "stretch"] = "pad"
     enlarge: bool = False
@@ -72,6 +74,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
         settings.shape,
         channels=settings.channels,
         label=settings.label or None,
+        text=settings.text or None,
         split=settings.split,
         fit=settings.fit,
         enlarge=settings.enlarge,
@@ -87,13 +90,20 @@ def _phantoms(settings: DataSettings) -> Dataset:
         raise VerisimError(f"data.count is {settings.count}; make at least 10 phantoms.")
     if settings.channels != 1:
         raise VerisimError(f"data.channels is {settings.channels}; phantoms are grey (1).")
-    made = kind.make(settings.count, settings.seed, settings.shape).images
+    phantom = kind.make(settings.count, settings.seed, settings.shape)
+    made = phantom.images
+    if settings.text:
+        if kind.report is None:
+            able = ", ".join(k for k, v in PHANTOMS.items() if v.report is not None)
+            raise VerisimError(f"Phantom {settings.phantom} has no reports. Those with reports: {able}.")
+        made = replace(made, texts=kind.report(phantom.factors))
     images = made if settings.label else replace(made, labels=None)
     people = images.patients or tuple(map(str, range(len(images))))  # a person's images stay together
     first = list(dict.fromkeys(people))
     tested = set(first[: max(1, len(first) // 5)])
     held = torch.tensor([p in tested for p in people])
     text = f"phantom {settings.phantom}: {settings.count} of {settings.size} pixels, seed {settings.seed}"
+    text += ", with reports" if settings.text else ""
     return Dataset(
         splits={"train": images.subset(~held), "test": images.subset(held)},
         class_names=kind.class_names if settings.label else (),

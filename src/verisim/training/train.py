@@ -69,6 +69,7 @@ def train(
         own = state.get("verisim", {}).get("settings", {})  # what it needs not read from elsewhere again
         model = build_model(plan.name, {**plan.settings, **own}, images.spec, len(class_names))
         model.seed = settings.seed
+        model.learn_texts(images.texts)
         if settings.ema:
             model.enable_ema(settings.ema)
         if settings.snapshot_steps:

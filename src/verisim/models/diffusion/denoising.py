@@ -10,7 +10,7 @@ schedule. What is denoised is z = representation.encode(x), the image itself by 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
 from verisim.diffusion.chain import ChainBound, chain_bound, fixed_variance
+from verisim.diffusion.guidance import Null
 from verisim.diffusion.learned_variance import denoise_with_variance, hybrid_loss
 from verisim.diffusion.likelihood import BIN, variational_bound
 from verisim.diffusion.parametrisation import STEP_NUMBERED, Parametrisation
@@ -33,6 +34,14 @@ from verisim.models.diffusion.first_stage import build_representation
 from verisim.models.diffusion.guide import Guide, load_averaged, load_guide
 from verisim.models.diffusion.options import DiffusionOptions, check_representation, default_options
 from verisim.models.diffusion.represented import RepresentedModel
+from verisim.models.diffusion.text import (
+    NO_TEXT,
+    build_encoder,
+    build_reader,
+    check_text_settings,
+    texts_or_error,
+    with_text,
+)
 from verisim.models.diffusion.training_noise import Noise, check_learned_variance, distribution
 from verisim.models.diffusion.walk import decoded_steps, in_image_space, reverse, reverse_variance, walk
 from verisim.nets.blocks import EmbeddingKind
@@ -82,7 +91,13 @@ class DenoisingDiffusion(RepresentedModel):
         full_blocks: int = 2,  # dit: last blocks that see all tokens where some are left out
         checkpointing: bool = False,  # recompute in the backward pass: less memory, a third slower
         dropout: float = 0.0,  # probability inside the residual blocks
-        label_dropout: float = 0.1,  # share of labels replaced by the null class in training
+        label_dropout: float = 0.1,  # share of labels or texts left out in training, for guidance
+        text: str = "",  # condition on texts: "words" = an encoder trained along | Hugging Face folder; "" = none
+        text_words: int = 1000,  # text words: size of the vocabulary, made of the training texts
+        text_length: int = 64,  # words (of a folder's encoder: tokens) of a text at most
+        text_width: int = 64,  # text words: channels of a token
+        text_depth: int = 2,  # text words: blocks of the encoder
+        text_state: str = "",  # text: what a saved model remembers of it, as JSON; not for users
         lr: float = 2e-4,  # Adam learning rate
         betas: tuple[float, float] = (0.9, 0.999),  # Adam
         warmup: int = 0,  # steps of linear learning-rate warm-up
@@ -116,7 +131,14 @@ class DenoisingDiffusion(RepresentedModel):
         self.likelihood_draws = likelihood_draws
         self.mask_share, self.learned_variance, self.vlb_weight = mask_share, learned_variance, vlb_weight
         check_learned_variance(learned_variance, self.training_noise, mask_share)
+        self.reader = build_reader(text, text_words, text_length, text_state)
+        encoder = None
+        if self.reader is not None:
+            check_text_settings(self.reader, num_classes, backbone, attention)
+            encoder = build_encoder(self.reader, text_width, text_depth)
         plan = Backbone(
+            tokens=0 if self.reader is None else getattr(self.reader, "width", text_width),
+            extra=self.extra_channels(spec),
             kind=backbone,
             patch=patch,
             head_channels=head_channels,
@@ -135,12 +157,58 @@ class DenoisingDiffusion(RepresentedModel):
         )
         embedding: EmbeddingKind = "sinusoidal" if parametrisation in STEP_NUMBERED else "fourier"
         z = self.representation.spec
-        self.net = plan.build(z, z.channels * (1 + learned_variance), num_classes, embedding)
+        net = plan.build(z, z.channels * (1 + learned_variance), num_classes, embedding)
+        self.net = net if self.reader is None else with_text(net, self.reader, encoder)
         self.stride = int(self.net.stride)
         self.guide: Guide | None = None  # weaker denoiser of autoguidance
         self._average: tuple[nn.Module, ...] = ()  # network averaged over a chosen length; no submodule
         self.options = default_options(parametrisation, self.training_noise, sampler, steps, schedule, clip)
         self.options = check_representation(self.options, self.representation, learned_variance, clip)
+
+    # --- conditions -------------------------------------------------------------------------------
+
+    def extra_channels(self, spec: ImageSpec) -> int:
+        """Channels that the network gets beside those it denoises."""
+        return 0
+
+    @property
+    def null_condition(self) -> Null:
+        """The condition that means none: the class after the last one, a text without words."""
+        return self.num_classes if self.reader is None else NO_TEXT
+
+    def learn_texts(self, texts: Sequence[str] | None) -> None:
+        """Take the vocabulary of the training texts; VerisimError if a text model gets none, or another any."""
+        if self.reader is None:
+            return super().learn_texts(texts)
+        self.reader.learn(texts_or_error(texts))
+
+    def read_texts(self, texts: Sequence[str]) -> Tensor:
+        """The condition (N, M) int64 of texts; an empty text means none. Unknown words are warned of."""
+        if self.reader is None:
+            return super().read_texts(texts)
+        return self.reader.read(texts)
+
+    def condition_of(self, label: Tensor | None, texts: Sequence[str] | None) -> Tensor | None:
+        """What training_loss gets beside the images: the words of their texts, or their classes."""
+        if self.reader is None:
+            return label
+        return self.reader.read(texts_or_error(texts), strict=False).to(self.device)
+
+    def check_condition(self, n: int, condition: Tensor | None) -> Tensor | None:
+        """Condition as (n,) classes or (n, M) words on the model's device; VerisimError if it cannot be used."""
+        if self.reader is None or condition is None:
+            return super().check_condition(n, condition)
+        if condition.ndim != 2 or condition.is_floating_point() or len(condition) not in (1, n):
+            raise VerisimError(
+                f"This model takes texts, not a condition of shape {tuple(condition.shape)}: give "
+                f"model.read_texts([...]) of 1 or {n} texts ('verisim sample --text')."
+            )
+        return condition.to(self.device).expand(n, -1)
+
+    def settings_to_rebuild(self) -> dict[str, Any]:
+        """Also the vocabulary: what the model reads is known from its own file."""
+        state = {} if self.reader is None else {"text_state": self.reader.state()}
+        return {**super().settings_to_rebuild(), **state}
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -329,8 +397,10 @@ class DenoisingDiffusion(RepresentedModel):
             net.train(was_training)
 
     def _drop_labels(self, label: Tensor | None) -> Tensor | None:
-        """Classes with a share replaced by the null class; None for an unconditional model."""
-        if self.num_classes == 0 or label is None:
+        """Classes or texts with a share replaced by none; None for an unconditional model."""
+        if label is None or (self.num_classes == 0 and self.reader is None):
             return None
         drop = torch.rand(len(label)).to(label.device) < self.label_dropout
+        if self.reader is not None:
+            return label.masked_fill(drop[:, None], NO_TEXT)
         return label.masked_fill(drop, self.num_classes)

@@ -61,7 +61,7 @@ def in_image_space(model: DenoisingDiffusion, reverse: Reverse) -> Reverse:
 def guided(model: DenoisingDiffusion, label: Tensor | None, plain: Callable[..., Tensor]) -> Denoise:
     """denoise(x, sigma) from plain(x, sigma, label): with class, guidance by class and network, clipping."""
     o = model.options
-    by_class = classifier_free(plain, o.guidance, model.num_classes)
+    by_class = classifier_free(plain, o.guidance, model.null_condition)
 
     def strong(x: Tensor, sigma: Tensor) -> Tensor:
         return plain(x, sigma) if label is None else by_class(x, sigma, label)
