@@ -30,8 +30,16 @@ SMALL = {  # settings that make each model small and quick
     "pixelcnn": {"layers": 2, "channels": 8},
     "gated_pixelcnn": {"layers": 3, "channels": 8, "components": 2},
     "diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "steps": 2},
+    "super_resolution": {
+        "channels": (8, 16),
+        "blocks": 1,
+        "attention": (False, False),
+        "steps": 2,
+        "factor": 2,
+    },
 }
 CLASSES = {name: 0 if name == "pixelcnn" else 3 for name in MODELS}  # the literal PixelCNN has no classes
+CLASSES["super_resolution"] = 0  # its condition is an image
 
 
 def made(name, size=(16, 16), classes=0):

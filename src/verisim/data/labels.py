@@ -12,9 +12,7 @@ from verisim.errors import DataError, nearest
 MOST_CLASSES = 1000
 
 
-def label_values(
-    entries: Sequence[Entry], label: str, listing: Listing, what: str = "label"
-) -> list[str]:
+def label_values(entries: Sequence[Entry], label: str, listing: Listing, what: str = "label") -> list[str]:
     """Text of each entry's label: its cell in column `label`, or for label='folder' its folder's name."""
     known = list(listing.columns) or sorted({k for e in entries for k in e.fields})
     if label in known:

@@ -23,6 +23,7 @@ MODELS = {
     "pixelcnn": "verisim.models.autoregressive.pixelcnn:PixelCNN",
     "gated_pixelcnn": "verisim.models.autoregressive.gated_pixelcnn:GatedPixelCNN",
     "diffusion": "verisim.models.diffusion.denoising:DenoisingDiffusion",
+    "super_resolution": "verisim.models.diffusion.super_resolution:SuperResolution",
 }
 
 

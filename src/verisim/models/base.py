@@ -84,7 +84,9 @@ class GenerativeModel(LightningModule):
     def learn_texts(self, texts: Sequence[str] | None) -> None:
         """Called before `prepare` with the training texts, or None; VerisimError if the model takes no text."""
         if texts is not None:
-            raise VerisimError(f"A {self.family} model without a text encoder reads no texts. Leave out --data.text.")
+            raise VerisimError(
+                f"A {self.family} model without a text encoder reads no texts. Leave out --data.text."
+            )
 
     def read_texts(self, texts: Sequence[str]) -> Tensor:
         """The condition of texts, for `sample`; VerisimError if the model takes no text."""

@@ -65,7 +65,9 @@ class TextEncoder(nn.Module):
         if m > self.length:
             raise VerisimError(f"Text encoder: {m} words; it takes up to {self.length}.")
         mask = numbers > 0  # (B, M)
-        x = torch.cat([self.start.expand(b, 1, -1), self.words(numbers) + self.places[:m]], 1)  # (B, 1 + M, E)
+        x = torch.cat(
+            [self.start.expand(b, 1, -1), self.words(numbers) + self.places[:m]], 1
+        )  # (B, 1 + M, E)
         seen = F.pad(mask, (1, 0), value=True)[:, None, None]
         for block in self.blocks:
             x = block(x, seen)

@@ -76,7 +76,9 @@ def fitted() -> FindingsReadout:
     t = torch.stack([*fluid, f["cardiothoracic_ratio"]], 1)  # (N, 3)
     mean, offset = x.mean(0), t.mean(0)
     weight = _ridge(x - mean, t - offset, RIDGE)
-    slope = (((x - mean) @ weight) * (t - offset)).sum(0) / (t - offset).square().sum(0)  # (3,) below 1: shrinkage
+    slope = (((x - mean) @ weight) * (t - offset)).sum(0) / (t - offset).square().sum(
+        0
+    )  # (3,) below 1: shrinkage
     edges = torch.tensor([NORMAL_RATIO, chest.CARDIOMEGALY], dtype=torch.float64)
     shrunk = offset[2] + slope[2] * (edges - offset[2])
     return FindingsReadout(weight, mean, offset, least=0.10, large=0.28, ratios=shrunk)

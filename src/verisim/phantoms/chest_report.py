@@ -33,7 +33,12 @@ STATES: dict[str, tuple[str, ...]] = {
 }
 ALWAYS = ("heart", "effusion")  # stated in every report
 HEART = {
-    "normal": ("Heart size is normal.", "The heart is not enlarged.", "Normal cardiac silhouette.", "No cardiomegaly."),
+    "normal": (
+        "Heart size is normal.",
+        "The heart is not enlarged.",
+        "Normal cardiac silhouette.",
+        "No cardiomegaly.",
+    ),
     "borderline": (
         "Heart size is borderline.",
         "The heart is at the upper limit of normal.",
@@ -42,7 +47,11 @@ HEART = {
     "enlarged": ("The heart is enlarged.", "Cardiomegaly.", "Enlarged cardiac silhouette."),
 }
 NONE = {
-    "effusion": ("No pleural effusion.", "The costophrenic angles are clear.", "Lungs without pleural effusion."),
+    "effusion": (
+        "No pleural effusion.",
+        "The costophrenic angles are clear.",
+        "Lungs without pleural effusion.",
+    ),
     "nodule": ("No nodule.", "No pulmonary nodule is seen."),
     "opacity": ("No focal opacity.", "No consolidation."),
     "device": ("No central line.", "No lines or tubes."),
@@ -54,7 +63,11 @@ SOME = {
         "{size} effusion at the {side} lung base.",
     ),
     "nodule": ("Nodule in the {side} lung.", "{side} pulmonary nodule.", "A nodule is seen on the {side}."),
-    "opacity": ("Patchy opacity in the {side} lung.", "{side}-sided consolidation.", "Focal opacity on the {side}."),
+    "opacity": (
+        "Patchy opacity in the {side} lung.",
+        "{side}-sided consolidation.",
+        "Focal opacity on the {side}.",
+    ),
     "device": ("Central line in place.", "A central venous line is seen."),
 }
 TOPICS = {  # words by which a sentence shows what it is about
@@ -72,7 +85,9 @@ def states(factors: dict[str, Tensor]) -> dict[str, Tensor]:
     ratio, fluid = factors["cardiothoracic_ratio"], factors["effusion_size"]
     heart = (ratio > NORMAL_RATIO).long() + (ratio > CARDIOMEGALY).long()
     effusion = effusion_state(fluid * (factors["effusion_side"] < 0), fluid * (factors["effusion_side"] > 0))
-    sided = {k: torch.where(factors[f"{k}_side"] < 0, 1, 2) * factors[k].long() for k in ("nodule", "opacity")}
+    sided = {
+        k: torch.where(factors[f"{k}_side"] < 0, 1, 2) * factors[k].long() for k in ("nodule", "opacity")
+    }
     return {"heart": heart, "effusion": effusion, **sided, "device": factors["device"].long()}
 
 
@@ -86,7 +101,9 @@ def effusion_state(right: Tensor, left: Tensor, least: float = 0.0, large: float
 def report(factors: dict[str, Tensor]) -> tuple[str, ...]:
     """A report for each phantom of verisim.phantoms.chest, the same for the same factors."""
     stated = {k: v.tolist() for k, v in states(factors).items()}
-    keys = torch.stack([factors["cardiothoracic_ratio"], factors["rib_phase"], factors["exposure"]], 1).tolist()
+    keys = torch.stack(
+        [factors["cardiothoracic_ratio"], factors["rib_phase"], factors["exposure"]], 1
+    ).tolist()
     return tuple(
         sentences({k: STATES[k][v[i]] for k, v in stated.items()}, f"{keys[i]}") for i in range(len(keys))
     )

@@ -75,7 +75,9 @@ def generate(
 def _read_texts(model: GenerativeModel, n: int, texts: Sequence[str]) -> Tensor:
     """The condition (n, ...) of texts. VerisimError unless there is one text, or one for each image."""
     if len(texts) not in (1, n):
-        raise VerisimError(f"{len(texts)} texts for {n} images. Give one text for all, or one for each image.")
+        raise VerisimError(
+            f"{len(texts)} texts for {n} images. Give one text for all, or one for each image."
+        )
     read = model.read_texts(list(texts))
     return read.expand(n, *read.shape[1:])
 

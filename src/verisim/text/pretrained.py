@@ -43,7 +43,9 @@ class PretrainedReader:
         self.width = int(self.encoder.config.hidden_size)
         room = int(getattr(self.encoder.config, "max_position_embeddings", length))
         if length > room:
-            raise VerisimError(f"text_length = {length}: the text encoder in {folder} takes up to {room} tokens.")
+            raise VerisimError(
+                f"text_length = {length}: the text encoder in {folder} takes up to {room} tokens."
+            )
 
     def __deepcopy__(self, memo: dict) -> PretrainedReader:
         return self

@@ -148,7 +148,11 @@ def check_lengths(lengths: Sequence[int], most: int, unit: str) -> None:
     """VerisimError if a text is longer than the encoder takes."""
     long = [n for n in lengths if n > most]
     if long:
-        which = "The text has" if len(lengths) == 1 else f"{len(long)} of {len(lengths)} texts are too long, up to"
+        which = (
+            "The text has"
+            if len(lengths) == 1
+            else f"{len(long)} of {len(lengths)} texts are too long, up to"
+        )
         raise VerisimError(
             f"{which} {max(long)} {unit}; this model takes up to {most}. Shorten it, or train with "
             f"--model.text_length {max(long)}."

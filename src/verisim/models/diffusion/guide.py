@@ -39,7 +39,9 @@ def load_guide(model: DenoisingDiffusion, name: str) -> Guide:
             f"{model.spec.shape} with {model.num_classes}. Choose a guide trained on the same data."
         )
     if _reads(other) != _reads(model):
-        raise CheckpointError(f"The guide {path} reads texts otherwise than this model. Choose one of the same data.")
+        raise CheckpointError(
+            f"The guide {path} reads texts otherwise than this model. Choose one of the same data."
+        )
     if not isinstance(other, Denoiser):
         raise CheckpointError(f"The guide {path} is a {other.family} model; a diffusion model is needed.")
     theirs = getattr(other, "representation", None)
