@@ -164,3 +164,12 @@ def _state(factor: str, words: Sequence[str]) -> str | None:
     if side is None or (factor == "effusion" and size is None):
         return None
     return f"{size} {side}" if factor == "effusion" else side
+
+
+def balanced_reports(n: int) -> tuple[str, ...]:
+    """n reports that ask for every heart size and every effusion equally often, with varying words; always the same.
+
+    For judging a model: the states that are rare in training are asked for as often as the others.
+    """
+    pairs = [(h, e) for e in STATES["effusion"] for h in STATES["heart"]]
+    return tuple(sentences(dict(zip(ALWAYS, pairs[i % len(pairs)])), f"balanced/{i}") for i in range(n))

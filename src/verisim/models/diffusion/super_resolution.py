@@ -245,9 +245,12 @@ def projected(x: Tensor, low: Tensor, factor: int) -> Tensor:
 
 
 def check_factor(size: tuple[int, ...], factor: int) -> None:
-    """VerisimError unless every side is a multiple of the factor."""
-    if factor < 2 or any(s % factor for s in size):
+    """VerisimError unless the factor is 2 or more and divides every side."""
+    if factor < 2:
+        raise VerisimError(f"factor = {factor}: super-resolution enlarges 2 times or more, e.g. 4.")
+    if any(s % factor for s in size):
+        near = "x".join(str(max(factor, s // factor * factor)) for s in size)
         raise VerisimError(
             f"factor = {factor}: images of {'x'.join(map(str, size))} cannot be made from ones that are {factor} times "
-            f"smaller. It must be 2 or more and divide every side."
+            f"smaller. Every side must be a multiple of it, e.g. {near}."
         )
