@@ -157,3 +157,23 @@ def test_what_cannot_be():
         plain.learn_texts(TEXTS)
     with pytest.raises(VerisimError, match=r"trained without texts"):
         plain.read_texts(["dark"])
+
+
+def test_guidance_of_latents_is_not_clipped_to_the_range_of_pixels(tmp_path):
+    """Latents reach beyond 1: guidance 3 extrapolates them as they are; the clip at 1 would be another result."""
+    from verisim.models.diffusion.walk import guided
+
+    torch.manual_seed(0)
+    settings = {"channels": (8,), "head": "conv", "latent": 128}
+    save_model(
+        tmp_path / "w", build_model("conv_vae", settings, SPEC).eval(), ModelCard("conv_vae", settings, SPEC)
+    )
+    model = made(representation="latent", first_stage=str(tmp_path / "w"), allow_small_features=True)
+    model.prepare(torch.rand(8, 1, 16, 16, generator=seeded()) * 2 - 1)
+    model.configure_sampling(guidance=3.0)
+    z = 3 * torch.randn(2, *model.representation.spec.shape, generator=seeded())
+    sigma, text = torch.full((2,), 0.3), model.read_texts(TEXTS[:2])
+    weak, strong = model.denoise(z, sigma), model.denoise(z, sigma, text)
+    want = weak + 3 * (strong - weak)
+    assert float(want.abs().max()) > 1.5
+    assert torch.allclose(guided(model, text, model.denoise)(z, sigma), want, atol=1e-4)
