@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REPRODUCTIONS = {
     "demo": "verisim.reproductions.demo",
+    "000-C5": "verisim.reproductions.report_to_image",
     "001": "verisim.reproductions.knee_table",
     "004": "verisim.reproductions.cxr_comparison",
     "004-mark": "verisim.reproductions.cxr_mark",

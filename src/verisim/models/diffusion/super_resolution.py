@@ -202,7 +202,7 @@ class SuperResolution(DenoisingDiffusion):
             )
         super().configure_sampling(**options)
 
-    def _network(self, net, precision, x, c_noise, label):  # type: ignore[no-untyped-def]
+    def _network(self, net, precision, x, c_noise, label):
         """net on the noisy image and its condition side by side."""
         null = self.null_condition
         assert isinstance(null, Tensor)
