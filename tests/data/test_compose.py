@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from verisim.cli.main import main
-from verisim.data.compose import compose, read_plan
+from verisim.data.compose import compose
+from verisim.data.compose_plan import read_plan
 from verisim.data.compose_write import write_composition
 from verisim.data.folder import load_images
 from verisim.errors import DataError

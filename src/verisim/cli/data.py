@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from verisim.data.check import Report, check
-from verisim.data.compose import compose, read_plan
+from verisim.data.compose import compose
+from verisim.data.compose_plan import read_plan
 from verisim.data.compose_write import REPORT, write_composition
 from verisim.data.findings import Problem
 from verisim.errors import VerisimError

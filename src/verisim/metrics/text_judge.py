@@ -60,7 +60,9 @@ class TextJudge(nn.Module):
 
     @torch.no_grad()
     def similarity(self, x: Tensor, texts: Sequence[str]) -> Tensor:
-        """(N, T) float64 cosine of every image (N, C, *S) with every text."""
+        """(N, T) float64 cosine of every image (N, C, *S) with every text, of which it reads as many words as the
+        longest text had that it learned from."""
+        texts = [" ".join(split_words(t)[: self.reader.length]) for t in texts]
         a = torch.cat([self.place_images(part) for part in x.split(256)])
         b = self.place_numbers(self.reader.read(texts, strict=False))
         return a.double() @ b.double().T

@@ -10,7 +10,7 @@ schedule. What is denoised is z = representation.encode(x), the image itself by 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
 from verisim.diffusion.chain import ChainBound, chain_bound, fixed_variance
-from verisim.diffusion.guidance import Null
 from verisim.diffusion.learned_variance import denoise_with_variance, hybrid_loss
 from verisim.diffusion.likelihood import BIN, variational_bound
 from verisim.diffusion.parametrisation import STEP_NUMBERED, Parametrisation
@@ -30,16 +29,14 @@ from verisim.diffusion.stepping import Callback, draw_noise, noise_source
 from verisim.errors import VerisimError
 from verisim.models.base import Loss
 from verisim.models.diffusion.backbones import Backbone, cropped, on_any_size, padded
+from verisim.models.diffusion.conditioned import ConditionedModel
 from verisim.models.diffusion.first_stage import build_representation
 from verisim.models.diffusion.guide import Guide, load_averaged, load_guide
 from verisim.models.diffusion.options import DiffusionOptions, check_representation, default_options
-from verisim.models.diffusion.represented import RepresentedModel
 from verisim.models.diffusion.text import (
-    NO_TEXT,
     build_encoder,
     build_reader,
     check_text_settings,
-    texts_or_error,
     with_text,
 )
 from verisim.models.diffusion.training_noise import Noise, check_learned_variance, distribution
@@ -48,7 +45,7 @@ from verisim.nets.blocks import EmbeddingKind
 from verisim.nets.dit import DiT
 
 
-class DenoisingDiffusion(RepresentedModel):
+class DenoisingDiffusion(ConditionedModel):
     """A denoising network with its training noise and its sampler. Raises VerisimError on bad settings."""
 
     family = "diffusion"
@@ -164,51 +161,6 @@ class DenoisingDiffusion(RepresentedModel):
         self._average: tuple[nn.Module, ...] = ()  # network averaged over a chosen length; no submodule
         self.options = default_options(parametrisation, self.training_noise, sampler, steps, schedule, clip)
         self.options = check_representation(self.options, self.representation, learned_variance, clip)
-
-    # --- conditions -------------------------------------------------------------------------------
-
-    def extra_channels(self, spec: ImageSpec) -> int:
-        """Channels that the network gets beside those it denoises."""
-        return 0
-
-    @property
-    def null_condition(self) -> Null:
-        """The condition that means none: the class after the last one, a text without words."""
-        return self.num_classes if self.reader is None else NO_TEXT
-
-    def learn_texts(self, texts: Sequence[str] | None) -> None:
-        """Take the vocabulary of the training texts; VerisimError if a text model gets none, or another any."""
-        if self.reader is None:
-            return super().learn_texts(texts)
-        self.reader.learn(texts_or_error(texts))
-
-    def read_texts(self, texts: Sequence[str]) -> Tensor:
-        """The condition (N, M) int64 of texts; an empty text means none. Unknown words are warned of."""
-        if self.reader is None:
-            return super().read_texts(texts)
-        return self.reader.read(texts)
-
-    def condition_of(self, label: Tensor | None, texts: Sequence[str] | None) -> Tensor | None:
-        """What training_loss gets beside the images: the words of their texts, or their classes."""
-        if self.reader is None:
-            return label
-        return self.reader.read(texts_or_error(texts), strict=False).to(self.device)
-
-    def check_condition(self, n: int, condition: Tensor | None) -> Tensor | None:
-        """Condition as (n,) classes or (n, M) words on the model's device; VerisimError if it cannot be used."""
-        if self.reader is None or condition is None:
-            return super().check_condition(n, condition)
-        if condition.ndim != 2 or condition.is_floating_point() or len(condition) not in (1, n):
-            raise VerisimError(
-                f"This model takes texts, not a condition of shape {tuple(condition.shape)}: give "
-                f"model.read_texts([...]) of 1 or {n} texts ('verisim sample --text')."
-            )
-        return condition.to(self.device).expand(n, -1)
-
-    def settings_to_rebuild(self) -> dict[str, Any]:
-        """Also the vocabulary: what the model reads is known from its own file."""
-        state = {} if self.reader is None else {"text_state": self.reader.state()}
-        return {**super().settings_to_rebuild(), **state}
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -395,12 +347,3 @@ class DenoisingDiffusion(RepresentedModel):
             yield partial(self._network, net, precision)
         finally:
             net.train(was_training)
-
-    def _drop_labels(self, label: Tensor | None) -> Tensor | None:
-        """Classes or texts with a share replaced by none; None for an unconditional model."""
-        if label is None or (self.num_classes == 0 and self.reader is None):
-            return None
-        drop = torch.rand(len(label)).to(label.device) < self.label_dropout
-        if self.reader is not None:
-            return label.masked_fill(drop[:, None], NO_TEXT)
-        return label.masked_fill(drop, self.num_classes)
