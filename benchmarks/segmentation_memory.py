@@ -19,7 +19,7 @@ from rich.table import Table
 
 from verisim.data.spec import ImageSpec
 from verisim.models import build_model
-from verisim.training.estimate import with_saved_bytes
+from verisim.training.memory import with_saved_bytes
 
 SYSTEMS: dict[str, dict] = {
     "FullRes": {"train_on": "full", "coordinates": False},

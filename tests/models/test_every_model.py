@@ -45,6 +45,13 @@ SMALL = {  # settings that make each model small and quick
     "patch_diffusion": {"channels": (8, 16), "blocks": 1, "steps": 2},
     "slice_diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "budget": 4},
     "distilled": {"steps": 2, "phases": 1},
+    "super_resolution": {
+        "channels": (8, 16),
+        "blocks": 1,
+        "attention": (False, False),
+        "steps": 2,
+        "factor": 2,
+    },
     "adversarial_steps": {
         "channels": (8, 16),
         "blocks": 1,
@@ -70,6 +77,9 @@ def small(name, size=(16, 16), classes=0):
         return SMALL[name]
     teacher = ModelCard("diffusion", SMALL["diffusion"], ImageSpec(size), classes).to_json()
     return {**SMALL[name], "teacher": teacher}
+
+
+CLASSES["super_resolution"] = 0  # its condition is an image
 
 
 def made(name, size=(16, 16), classes=0):

@@ -9,7 +9,7 @@ from verisim.hub.weights import ModelCard, load_model, save_model
 from verisim.models import build_model
 from verisim.models.diffusion.patches import patch_size
 from verisim.nets.coordinates import crops
-from verisim.training.estimate import with_saved_bytes
+from verisim.training.memory import with_saved_bytes
 
 NET = {"channels": (8, 8), "blocks": 1, "allow_small_features": True, "steps": 3}
 HALF = {"patches": (0.5,), "chances": (1.0,), "copies": (1,)}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
@@ -16,6 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from verisim.data.check import Report, check
+from verisim.data.compose import compose
+from verisim.data.compose_plan import read_plan
+from verisim.data.compose_write import REPORT, write_composition
 from verisim.data.findings import Problem
 from verisim.errors import VerisimError
 
@@ -30,6 +35,27 @@ example:
   verisim data check my_xrays/ --json > report.json
 
 exit code: 0 nothing wrong, 1 problems found, 2 nothing usable
+"""
+
+
+COMPOSE_HELP = """Put several collections together: one label space, no image twice, no person in two splits.
+
+The YAML file says where the collections are and which of their columns mean which label:
+
+  labels: [effusion, cardiomegaly]
+  collections:
+    nih:
+      folder: /data/nih
+      listed: {column: findings, separator: "|", names: {Effusion: effusion}, others: absent}
+    clinic:
+      folder: /data/clinic
+      columns: {Pleural Effusion: effusion, Heart: cardiomegaly}
+      text: report
+
+A label of the result is 1, 0 or empty: what a collection does not say is unknown.
+
+example:
+  verisim data compose plan.yaml --out all_xrays
 """
 
 
@@ -49,6 +75,16 @@ def build_parser() -> ArgumentParser:
     )
     commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
     commands.add_subcommand("check", _check_parser(), help="what a folder holds, and what is wrong with it")
+    commands.add_subcommand("compose", _compose_parser(), help="several collections as one, without copies")
+    return parser
+
+
+def _compose_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="verisim data compose", description=COMPOSE_HELP, formatter_class=Formatter)
+    parser.add_argument("plan", type=str, help="YAML file that names the collections and their labels")
+    parser.add_argument("--out", type=str, required=True, help="folder to write to")
+    parser.add_argument("--copy", action="store_true", help="copy images instead of linking to them")
+    parser.add_argument("--seed", type=int, default=0, help="of the split of people who have none")
     return parser
 
 
@@ -65,6 +101,8 @@ def _check_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `verisim data ARGV` and return its exit code."""
     options = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    if options.command == "compose":
+        return _compose(options.compose)
     wanted = options.check
     try:
         report = check(wanted.folder, near_duplicates=wanted.near_duplicates, progress=not wanted.json)
@@ -80,6 +118,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         show(report, max(1, wanted.rows))
     return report.exit_code
+
+
+def _compose(wanted: Any) -> int:
+    """Put collections together and say what happened."""
+    found = compose(read_plan(wanted.plan), seed=wanted.seed)
+    write_composition(found, wanted.out, copy=wanted.copy)
+    splits = Counter(r.split for r in found.rows)
+    print(
+        f"{wanted.out}: {len(found.rows)} images of {len({r.patient for r in found.rows})} people "
+        f"({', '.join(f'{n} {s}' for s, n in splits.most_common())}).\n"
+        f"Left out: {len(found.dropped)} copies, {len(found.unreadable)} unreadable files ({REPORT} names them).\n"
+        f"Copies contradict each other in {found.conflicts} labels (now unknown); {found.moved} images changed their "
+        f"split, so that nobody is in two."
+    )
+    for label in found.labels:
+        known = Counter(r.labels.get(label) for r in found.rows)
+        print(f"  {label}: {known[1]} present, {known[0]} absent, {known[None]} unknown")
+    return 0
 
 
 def show(report: Report, rows: int = 20, console: Console | None = None) -> None:

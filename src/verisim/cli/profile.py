@@ -67,6 +67,7 @@ def _measure(kind: str, settings: dict[str, Any], training: Any, data: Any, clas
         x,
         training.batch_size,
         classes=classes,
+        texts=("Heart and lungs.",) * training.batch_size if settings.get("text") else None,
         precision=training.precision,
         ema=training.ema > 0,
         device="cuda" if gpu else "cpu",

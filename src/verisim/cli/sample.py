@@ -15,6 +15,8 @@ EXAMPLES = """\
   verisim sample runs/first -n 4 --inpaint image.png --mask mask.png
   verisim sample runs/first -n 8 --preview 0
   verisim sample runs/first -n 8 --class pneumonia --guidance 2 --steps 10
+  verisim sample runs/t2i -n 8 --text "Cardiomegaly. No pleural effusion." --guidance 3
+  verisim sample runs/t2i -n 8 --text "Cardiomegaly." --upscale runs/sr
 """
 
 SUFFIXES = {"png": ".png", "nifti": ".nii.gz", "dicom": ".dcm", "npz": ".npz"}
@@ -38,6 +40,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=str, default="samples", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images")
     parser.add_argument("--class", type=str, default="", dest="label", help="class name or number")
+    parser.add_argument("--text", type=str, default="", help="report to draw images of (text models)")
+    parser.add_argument(
+        "--upscale", type=str, default="", help="run of a super-resolution model to enlarge the images with"
+    )
     parser.add_argument(
         "--format", type=str, default="", choices=["", *SUFFIXES], help="default: png, nifti in 3D"
     )
@@ -58,7 +64,8 @@ def main(argv: list[str]) -> int:
     if args.inpaint or args.mask:
         made, affine, facts = fill(args, model, card, label, look)
     else:
-        made = generate(model, card, args.count, seed=args.seed, label=label, callback=look)
+        texts = (args.text,) if args.text else ()
+        made = generate(model, card, args.count, seed=args.seed, label=label, texts=texts, callback=look)
     provenance = {
         "recipe": card.recipe,
         "model": card.model,
@@ -67,6 +74,13 @@ def main(argv: list[str]) -> int:
         "options": {f.name: getattr(model.options, f.name) for f in fields(model.options)},
         **facts,
     }
+    if args.text:
+        provenance["text"] = args.text
+    if args.upscale:
+        from verisim.tasks.upscaling import upscale
+
+        made = upscale(made, args.upscale, seed=args.seed)
+        provenance["upscaled_by_sha256"] = _digest(args.upscale)
     out = Path(args.out)
     suffix = SUFFIXES[args.format] if args.format else None
     contrasts = settings_of(args.source).contrast_names

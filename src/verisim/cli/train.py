@@ -168,7 +168,7 @@ def _next(model: Any, run: Any) -> str:
 
     if isinstance(model, Segmenter):
         return f"verisim segment {run.path}    or    verisim segment {run.path} CASES"
-    if isinstance(model, AnomalyDetector) and not model.can_sample:
+    if not model.can_sample and isinstance(model, AnomalyDetector):
         return f"verisim detect {run.path}    or    verisim detect {run.path} SCAN"
     return f"verisim sample {run.path} -n 16    or    verisim evaluate {run.path}"
 

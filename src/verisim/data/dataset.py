@@ -59,6 +59,7 @@ class Case:
     patient: str
     split: str
     label: str = ""
+    text: str = ""
     loaded: Loaded | None = None
 
 
@@ -70,6 +71,7 @@ def assemble(
     skipped: Sequence,  # of (name, reason)
     split_of: dict[str, str],
     structures: tuple[str, ...] = (),  # of codes
+    with_texts: bool = False,  # whether cases have reports
 ) -> Dataset:
     """Bring all images to [low, high] and sort them into splits."""
     items: list[Loaded] = [c.loaded for c in cases]
@@ -97,7 +99,8 @@ def assemble(
         splits[name] = Images(torch.from_numpy(pixels[mine]), spec, labels,
                               tuple(cases[k].patient for k in mine),
                               tuple(cases[k].entry.name for k in mine),
-                              None if masks is None else torch.from_numpy(masks[mine]))  # fmt: skip
+                              None if masks is None else torch.from_numpy(masks[mine]),
+                              texts=tuple(cases[k].text for k in mine) if with_texts else None)  # fmt: skip
         affines[name] = np.stack([_matrix(items[k]) for k in mine])
     return Dataset(splits, names, tuple(notes), _fingerprint(cases, plan), tuple(skipped), rules, split_of,
                    affines, structures if plan.mask else (), plan.contrasts)  # fmt: skip
@@ -176,7 +179,9 @@ def _spec(items: list[Loaded], plan: Plan) -> ImageSpec:
 
 def _fingerprint(cases: Sequence[Case], plan: Plan) -> str:
     """sha256 over contents, labels, splits and settings; file names and their order do not matter."""
-    lines = sorted(f"{c.loaded.digest} {c.split} {c.label}" for c in cases if c.loaded)
+    lines = sorted(
+        f"{c.loaded.digest} {c.split} {c.label}" + (f" {c.text}" if c.text else "") for c in cases if c.loaded
+    )
     settings: tuple = (plan.size, plan.channels, plan.low, plan.high, plan.window, plan.fit)
     if plan.contrasts or plan.mask:
         settings += (plan.contrasts, plan.mask)

@@ -30,6 +30,7 @@ def load_images(
     *,
     channels: int = 1,  # 1 (colour becomes grey) or 3 (grey is repeated)
     label: str | None = None,  # manifest column with classes, or "folder": the name of the file's folder
+    text: str | None = None,  # manifest column with reports
     image: str = "image",  # manifest column with file names; "t1,t2" = one channel from each of these columns
     mask: str | None = None,  # manifest column with label maps: integers 0..255 on the grid of their image
     structures: Sequence[str] = (),  # what code 0, 1, ... of the label maps means; () = unknown
@@ -63,6 +64,8 @@ def load_images(
     plan = Plan(wanted, channels, low, high, window, fit, enlarge, on_error, contrasts, mask or "")
     notes = list(listing.notes)
     cases = _with_labels(_cases(listing, notes, plan, split is not None), label, listing, notes)
+    if text is not None:
+        _add_texts(cases, text, listing, notes)
     split_of = _assign(cases, split, {"test": test_fraction, "val": val_fraction}, seed, listing, notes)
     cases = _limited(cases, limit)
     loaded, failed = load_all([c.entry for c in cases], plan, progress)
@@ -82,7 +85,7 @@ def load_images(
             f"{skipped[0][1]}"
         )
     names = class_names_of([c.label for c in cases], label, listing.root) if label else ()
-    return assemble(cases, names, plan, notes, skipped, split_of, tuple(structures))
+    return assemble(cases, names, plan, notes, skipped, split_of, tuple(structures), text is not None)
 
 
 def load_file(
@@ -139,6 +142,17 @@ def _with_labels(cases: list[Case], label: str | None, listing: Listing, notes: 
     if kept:
         class_names_of([c.label for c in kept], label, listing.root)  # before hours of reading
     return kept
+
+
+def _add_texts(cases: list[Case], column: str, listing: Listing, notes: list[str]) -> None:
+    """Give every case its report, one line each; those without one stay, and are noted."""
+    for case, value in zip(cases, label_values([c.entry for c in cases], column, listing, "text")):
+        case.text = " ".join(value.split())
+    empty = sum(not c.text for c in cases)
+    if empty == len(cases):
+        raise DataError(f"{listing.root}: text column '{column}' is empty for all {len(cases)} images.")
+    if empty:
+        notes.append(f"{empty} image(s) without a '{column}': they show images without a text")
 
 
 def _assign(cases, split, fractions: dict[str, float], seed: int, listing: Listing, notes: list[str]) -> dict:

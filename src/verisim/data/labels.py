@@ -12,7 +12,7 @@ from verisim.errors import DataError, nearest
 MOST_CLASSES = 1000
 
 
-def label_values(entries: Sequence[Entry], label: str, listing: Listing) -> list[str]:
+def label_values(entries: Sequence[Entry], label: str, listing: Listing, what: str = "label") -> list[str]:
     """Text of each entry's label: its cell in column `label`, or for label='folder' its folder's name."""
     known = list(listing.columns) or sorted({k for e in entries for k in e.fields})
     if label in known:
@@ -22,7 +22,7 @@ def label_values(entries: Sequence[Entry], label: str, listing: Listing) -> list
     has = (
         f"Columns: {', '.join(known)}." if known else "There is no manifest.csv; label='folder' uses folders."
     )
-    raise DataError(f"{listing.root}: no label column '{label}'.{nearest(label, known)} {has}")
+    raise DataError(f"{listing.root}: no {what} column '{label}'.{nearest(label, known)} {has}")
 
 
 def class_names_of(values: Sequence[str], label: str, folder: Path | str) -> tuple[str, ...]:

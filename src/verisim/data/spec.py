@@ -78,6 +78,7 @@ class Images:
     names: tuple[str, ...] | None = None  # N file names or sample names
     segmentation: Tensor | None = None  # (N, 1, *S) uint8 codes; 0 is the background
     ages: Tensor | None = None  # (N,) float32, in the unit that the data set uses
+    texts: tuple[str, ...] | None = None  # N reports; "" = none
 
     def __post_init__(self) -> None:
         self.spec.check(self.pixels)
@@ -88,6 +89,8 @@ class Images:
                 f"code from 0 to 255 for every pixel of every image. Resize it with its images, nearest "
                 f"neighbour, and convert with .to(torch.uint8)."
             )
+        if self.texts is not None and len(self.texts) != len(self.pixels):
+            raise RangeError(f"images: {len(self.texts)} texts for {len(self.pixels)} images. Give one each.")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -118,6 +121,7 @@ class Images:
             None if self.names is None else tuple(self.names[i] for i in take),
             None if self.segmentation is None else self.segmentation[index],
             None if self.ages is None else self.ages[index],
+            texts=None if self.texts is None else tuple(self.texts[i] for i in take),
         )
 
     def require_same_spec(self, other: Images, where: str) -> None:

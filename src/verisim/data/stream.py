@@ -22,7 +22,7 @@ class BatchStream(IterableDataset):
     """Batches from `first()` up to batch `total`, as dictionaries.
 
     'image' (B, C, *S) in [-1, 1]; 'label' (B,) int64 and 'mask' (B, 1, *S) uint8 codes where the images have them;
-    'age' (B,) and 'index' (B,) into the images where ages are known.
+    'age' (B,) and 'index' (B,) into the images where ages are known; 'text' B strings where there are reports.
 
     Every image is seen once per pass before any is seen again; passes are reshuffled. With several
     ranks each batch of `batch_size * world_size` is cut into disjoint parts.
@@ -68,6 +68,8 @@ class BatchStream(IterableDataset):
                 batch["mask"] = self.images.segmentation[i]
             if self.images.ages is not None:
                 batch["age"], batch["index"] = self.images.ages[i], i
+            if self.images.texts is not None:
+                batch["text"] = [self.images.texts[j] for j in i.tolist()]
             yield batch
             k += 1
 

@@ -33,6 +33,7 @@ MODELS = {
     "slice_diffusion": "verisim.models.diffusion.slices:SliceDiffusion",
     "distilled": "verisim.models.diffusion.distilled:Distilled",
     "adversarial_steps": "verisim.models.diffusion.adversarial_steps:AdversarialSteps",
+    "super_resolution": "verisim.models.diffusion.super_resolution:SuperResolution",
 }
 
 

@@ -110,6 +110,25 @@ class GenerativeModel(LightningModule):
 
     def meet(self, images: Images) -> None:
         """Called once when a run begins or goes on, before any weights are read: whom do the images show?"""
+        self.learn_texts(images.texts)
+
+    def learn_texts(self, texts: Sequence[str] | None) -> None:
+        """Called before `prepare` with the training texts, or None; VerisimError if the model takes no text."""
+        if texts is not None:
+            raise VerisimError(
+                f"A {self.family} model without a text encoder reads no texts. Leave out --data.text."
+            )
+
+    def read_texts(self, texts: Sequence[str]) -> Tensor:
+        """The condition of texts, for `sample`; VerisimError if the model takes no text."""
+        raise VerisimError(
+            "This model was trained without texts, so it cannot be asked for one. Train one with "
+            "--data.text COLUMN and --model.text words, e.g. recipe W-C5d."
+        )
+
+    def condition_of(self, label: Tensor | None, texts: Sequence[str] | None) -> Tensor | None:
+        """What training_loss gets beside the images: their classes (B,), unless the model reads their texts."""
+        return label
 
     def finalise(self, x: Tensor, label: Tensor | None) -> None:
         """Called once after training with the training images (N, C, *S), e.g. to fit a latent density."""
@@ -234,7 +253,9 @@ class GenerativeModel(LightningModule):
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        loss, parts = self.training_loss(batch["image"], batch.get("label"))
+        loss, parts = self.training_loss(
+            batch["image"], self.condition_of(batch.get("label"), batch.get("text"))
+        )
         self.log_parts({"loss": loss, **parts})
         return loss.mean() if self.is_finite(loss) else None
 

@@ -1,9 +1,12 @@
 """Procedural anatomy with exactly known factors, and the measurement of those factors from pixels."""
 
+from functools import partial
+
 from verisim.phantoms import (
     brain,
     brain_measure,
     chest,
+    chest_report,
     growing_brain,
     growing_brain_measure,
     head_ct,
@@ -16,7 +19,15 @@ from verisim.phantoms import (
 from verisim.phantoms.base import Phantom, PhantomKind
 
 PHANTOMS: dict[str, PhantomKind] = {
-    "chest": PhantomKind(make=chest.make, measure=measure.measure, class_names=chest.CLASS_NAMES),
+    "chest": PhantomKind(
+        make=chest.make, measure=measure.measure, class_names=chest.CLASS_NAMES, report=chest_report.report
+    ),
+    "chest_findings": PhantomKind(  # findings are five times as frequent
+        make=partial(chest.make, rate=5.0),
+        measure=measure.measure,
+        class_names=chest.CLASS_NAMES,
+        report=chest_report.report,
+    ),
     "knee": PhantomKind(make=knee.make, measure=knee_measure.measure, class_names=knee.CLASS_NAMES),
     "brain": PhantomKind(
         make=brain.make,

@@ -51,6 +51,7 @@ class PhantomKind:
     contrasts: tuple[
         str, ...
     ] = ()  # that `make(contrasts=...)` can draw, one channel each; () = one grey image
+    report: Callable[[dict[str, Tensor]], tuple[str, ...]] | None = None  # factors -> a text per image
 
 
 def full_size(

@@ -82,6 +82,7 @@ def make(
     size: int | tuple[int, ...] = 64,
     *,
     findings: bool = True,
+    rate: float = 1.0,  # factor on how often effusion, nodule, opacity and device occur; 1 = PREVALENCE
 ) -> Phantom:
     """n chest phantoms of size x size pixels; size as one number or (size, size).
 
@@ -90,20 +91,23 @@ def make(
     factors: every name of `factor_names()`, (n,) float32. Positions (`*_x`, `*_y`) of heart, nodule,
     opacity and marker are image coordinates in [-1, 1] (right and down), after rotation and shift;
     position and size of an absent finding are 0. findings=False draws healthy chests only.
-    Raises VerisimError for n < 1, size < 16 or a size that is not square.
+    rate changes no image but those that gain or lose a finding.
+    Raises VerisimError for n < 1, size < 16, a size that is not square or a rate outside [0, 10].
     """
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if n < 1 or len(sides) != 2 or sides[0] != sides[1] or sides[0] < 16:
         raise VerisimError(
             f"phantoms.chest.make: n={n}, size={size}; n >= 1 square images of at least 16 pixels are possible."
         )
+    if not 0 <= rate <= 10:
+        raise VerisimError(f"phantoms.chest.make: rate={rate:g}; 0 (no findings) to 10 is possible.")
     size = sides[0]
     pixels = torch.empty(n, 1, size, size)
     factors = {name: torch.empty(n) for name in factor_names()}
 
     def fill(start: int) -> None:
         stop = min(start + BLOCK, n)
-        drawn = draw(seed, start // BLOCK, findings)
+        drawn = draw(seed, start // BLOCK, findings, rate)
         for name, values in factors.items():
             values[start:stop] = drawn[name][: stop - start]
         noise = torch.randn(BLOCK, size, size, generator=generator("chest-noise", seed, start, size))
@@ -124,7 +128,7 @@ def factor_names() -> tuple[str, ...]:
     return tuple(draw(0, 0, True))
 
 
-def draw(seed: int, block: int, findings: bool) -> dict[str, Tensor]:
+def draw(seed: int, block: int, findings: bool, rate: float = 1.0) -> dict[str, Tensor]:
     """Factors of the 64 images of a block, each (64,) float32."""
     u = torch.rand(BLOCK, COLUMNS, generator=generator("chest", seed, block))  # (64, K)
     f = {name: lo + (hi - lo) * u[:, k] for k, (name, (lo, hi)) in enumerate(RANGES.items())}
@@ -135,7 +139,7 @@ def draw(seed: int, block: int, findings: bool) -> dict[str, Tensor]:
     f["rib_pairs"] = 8.0 + (3 * u[:, RIB_COLUMN]).floor()
     f["marker"] = (u[:, MARKER_COLUMN] < 0.8).float()
     for name, probability in PREVALENCE.items():
-        f[name] = (u[:, FINDING_COLUMN[name]] < probability * findings).float()
+        f[name] = (u[:, FINDING_COLUMN[name]] < probability * rate * findings).float()
     for name, column in SIDE_COLUMN.items():  # +1 = the patient's left = image right
         f[f"{name}_side"] = torch.where(u[:, column] < 0.5, -1.0, 1.0)
     f["finding"] = torch.stack([f["cardiomegaly"], *(f[k] for k in PREVALENCE)]).amax(0)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 REPRODUCTIONS = {
     "demo": "verisim.reproductions.demo",
     "002-segmentation": "verisim.reproductions.segmentation_study",
+    "000-C5": "verisim.reproductions.report_to_image",
     "001": "verisim.reproductions.knee_table",
     "002-growth": "verisim.reproductions.growth",
     "002-detection": "verisim.reproductions.head_ct_detection",

@@ -34,7 +34,7 @@ from verisim.reproductions.volumes_claims import claims
 from verisim.seeding import generator
 from verisim.tasks.comparison import held_out
 from verisim.tasks.contestants import Contestant, from_model
-from verisim.training.estimate import with_saved_bytes
+from verisim.training.memory import with_saved_bytes
 from verisim.training.run_folder import RunFolder
 from verisim.training.source import DataSettings, open_dataset
 

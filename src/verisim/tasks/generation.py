@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +43,7 @@ def generate(
     *,
     seed: int = 0,
     label: int | None = None,
+    texts: Sequence[str] = (),
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
@@ -51,13 +52,14 @@ def generate(
     """n images in [-1, 1] of (card.spec.size); labels drawn by training frequency unless one is given.
 
     callback: sees every step of models that sample in steps (previews); VerisimError for others.
+    texts: what a text model is asked for, one for all images or one for each; none = without a text.
     With world_size > 1 this rank draws every world_size-th chunk: the union over ranks is what one
     process would have drawn.
     """
     if n < 1:
         raise VerisimError(f"{n} images asked for; ask for at least 1.")
     chunks = [k for k in range(math.ceil(n / CHUNK)) if k % world_size == rank]
-    labels = choose_labels(card, n, seed, label)
+    labels = _read_texts(model, n, texts) if texts else choose_labels(card, n, seed, label)
     pixels, kept = [], []
     draw: Callable[..., Tensor] = model.sample if callback is None else with_callback(model, callback)
     start = time.perf_counter()
@@ -71,9 +73,10 @@ def generate(
                 "The model produced NaN or Inf. It was probably trained too short or at too high a learning rate."
             )
         pixels.append(drawn)
-        if want is not None:
+        if want is not None and not texts:
             kept.append(want)
-    shown = Images(torch.cat(pixels), card.spec, torch.cat(kept) if kept else None)
+    said = tuple(texts) * (n if len(texts) == 1 else 1) if texts else None
+    shown = Images(torch.cat(pixels), card.spec, torch.cat(kept) if kept else None, texts=said)
     return Generated(shown, time.perf_counter() - start)
 
 
@@ -85,6 +88,16 @@ def with_callback(model: GenerativeModel, callback: Callback) -> Callable[..., T
         )
     sample: Callable[..., Tensor] = model.sample
     return partial(sample, callback=callback)
+
+
+def _read_texts(model: GenerativeModel, n: int, texts: Sequence[str]) -> Tensor:
+    """The condition (n, ...) of texts. VerisimError unless there is one text, or one for each image."""
+    if len(texts) not in (1, n):
+        raise VerisimError(
+            f"{len(texts)} texts for {n} images. Give one text for all, or one for each image."
+        )
+    read = model.read_texts(list(texts))
+    return read.expand(n, *read.shape[1:])
 
 
 def choose_labels(card: ModelCard, n: int, seed: int, label: int | None) -> Tensor | None:

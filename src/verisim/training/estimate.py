@@ -52,6 +52,7 @@ def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Esti
         images.pixels[:1],
         settings.batch_size,
         classes=classes,
+        texts=images.texts,
         precision=settings.precision,
         ema=settings.ema > 0,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,18 @@ def measure(
     batch: int,  # images per step
     *,
     classes: int = 0,  # labels are 0 where there are classes
+    texts: Sequence[str] | None = None,  # at least `batch` reports, of a model that reads them
     precision: str = "float32",  # or bf16
     ema: bool = False,  # is a moving average kept?
     device: str = "cpu",  # where to measure seconds, and bytes if it is cuda
     timed: int = 1,  # steps to time after a first one that is not; 0 = none
 ) -> Resources:
     """Count a step of the model's `trial_loss` and, where memory allows, run and time it."""
+    model.learn_texts(texts)
     model.prepare(x)
     x = x.expand(batch, *x.shape[1:])
     label = torch.zeros(batch, dtype=torch.long) if classes else None
+    label = model.condition_of(label, texts[:batch] if texts else None)
     counted, forward, allocated = _count(model, x, label, precision)
     parameters = sum(p.numel() for p in model.parameters())
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)

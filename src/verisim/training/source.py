@@ -33,6 +33,7 @@ class DataSettings:
         findings: for the brain phantom: mixed, none, ms or tumour heads; empty = mixed
         age: manifest column with ages ('age' for phantoms that have one), for models of development
         normal: class of label that alone is trained on, without labels; the others are tested on. Empty = all are
+        text: manifest column with reports (or 'report' for phantoms) for a model that reads texts; empty = none
         split: manifest column with train, val or test; new = make a split by patient whatever it says
         fit: how images that are not square are made so
         enlarge: interpolate images up that are smaller than size, instead of refusing them
@@ -54,6 +55,7 @@ class DataSettings:
     findings: str = ""
     age: str = ""
     normal: str = ""
+    text: str = ""
     split: str = "split"
     fit: Literal["pad", "crop", "stretch"] = "pad"
     enlarge: bool = False
@@ -107,6 +109,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
         label=settings.label or None,
         image=settings.image,
         mask=settings.mask or None,
+        text=settings.text or None,
         split=settings.split,
         fit=settings.fit,
         enlarge=settings.enlarge,
@@ -137,7 +140,13 @@ def _phantoms(settings: DataSettings) -> Dataset:
         )
         more["lesions"] = settings.findings
     made = kind.make(settings.count, settings.seed, settings.shape, **more)
-    images = made.images if settings.label else replace(made.images, labels=None)
+    images = made.images
+    if settings.text:
+        if kind.report is None:
+            able = ", ".join(k for k, v in PHANTOMS.items() if v.report is not None)
+            raise VerisimError(f"Phantom {settings.phantom} has no reports. Those with reports: {able}.")
+        images = replace(images, texts=kind.report(made.factors))
+    images = images if settings.label else replace(images, labels=None)
     if settings.age:
         images = replace(images, ages=pick(made.factors, settings.age, "age of this phantom"))
     structures: tuple[str, ...] = ()
@@ -152,6 +161,7 @@ def _phantoms(settings: DataSettings) -> Dataset:
     text += f", contrasts {', '.join(contrasts)}" if contrasts else ""
     text += f", mask of {settings.mask}" if settings.mask else ""
     text += f", findings {settings.findings}" if settings.findings else ""
+    text += ", with reports" if settings.text else ""
     return Dataset(
         splits={"train": images.subset(~held), "test": images.subset(held)},
         class_names=kind.class_names if settings.label else (),

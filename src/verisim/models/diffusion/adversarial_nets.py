@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class StepGenerator(nn.Module):
         super().__init__()
         self.unet = unet  # built with vector=style
         assert unet.embedding.vector is not None
-        branches = [b.conv2 for part in (unet.down, unet.middle, unet.up) for b in part]
+        branches: list[Any] = [b.conv2 for part in (unet.down, unet.middle, unet.up) for b in part]
         for layer in (unet.conv_out, unet.embedding.vector, *branches):  # a denoiser starts with 0 there;
             nn.init.normal_(layer.weight, std=0.02)  # here z and level must count from the start
         self.mapping = LatentMapping(latent, style, layers)

@@ -36,6 +36,8 @@ class Backbone:
     mask_share: float
     full_blocks: int
     allow_small_features: bool = False
+    tokens: int = 0  # unet: width of a token sequence to read; 0 = none
+    extra: int = 0  # unet: channels that come beside those to be denoised
 
     def build(self, spec: ImageSpec, outputs: int, num_classes: int, embedding: EmbeddingKind) -> UNet | DiT:
         """The network with `outputs` channels for images of `spec`. VerisimError on bad settings."""
@@ -49,7 +51,7 @@ class Backbone:
             )
         net = UNet(
             spatial_dims=spec.spatial_dims,
-            in_channels=spec.channels,
+            in_channels=spec.channels + self.extra,
             out_channels=outputs,
             channels=tuple(self.channels),
             blocks=self.blocks,
@@ -61,6 +63,7 @@ class Backbone:
             skip=self.skip,
             patch=self.patch,
             checkpointing=self.checkpointing,
+            tokens=self.tokens,
         )
         if not self.allow_small_features:
             _check_feature_size(spec.size, int(net.stride))

@@ -29,17 +29,23 @@ from verisim.diffusion.stepping import Callback, draw_noise, noise_source
 from verisim.errors import VerisimError
 from verisim.models.base import Loss
 from verisim.models.diffusion.backbones import Backbone, cropped, on_any_size, padded
+from verisim.models.diffusion.conditioned import ConditionedModel
 from verisim.models.diffusion.first_stage import build_representation
 from verisim.models.diffusion.guide import Guide, load_averaged, load_guide
 from verisim.models.diffusion.options import DiffusionOptions, check_representation, default_options
-from verisim.models.diffusion.represented import RepresentedModel
+from verisim.models.diffusion.text import (
+    build_encoder,
+    build_reader,
+    check_text_settings,
+    with_text,
+)
 from verisim.models.diffusion.training_noise import Noise, check_learned_variance, distribution, draw_levels
 from verisim.models.diffusion.walk import decoded_steps, in_image_space, reverse, reverse_variance, walk
 from verisim.nets.blocks import EmbeddingKind
 from verisim.nets.dit import DiT
 
 
-class DenoisingDiffusion(RepresentedModel):
+class DenoisingDiffusion(ConditionedModel):
     """A denoising network with its training noise and its sampler. Raises VerisimError on bad settings."""
 
     family = "diffusion"
@@ -82,7 +88,13 @@ class DenoisingDiffusion(RepresentedModel):
         full_blocks: int = 2,  # dit: last blocks that see all tokens where some are left out
         checkpointing: bool = False,  # recompute in the backward pass: less memory, a third slower
         dropout: float = 0.0,  # probability inside the residual blocks
-        label_dropout: float = 0.1,  # share of labels replaced by the null class in training
+        label_dropout: float = 0.1,  # share of labels or texts left out in training, for guidance
+        text: str = "",  # condition on texts: "words" = an encoder trained along | Hugging Face folder; "" = none
+        text_words: int = 1000,  # text words: size of the vocabulary, made of the training texts
+        text_length: int = 64,  # words (of a folder's encoder: tokens) of a text at most
+        text_width: int = 64,  # text words: channels of a token
+        text_depth: int = 2,  # text words: blocks of the encoder
+        text_state: str = "",  # text: what a saved model remembers of it, as JSON; not for users
         lr: float = 2e-4,  # Adam learning rate
         betas: tuple[float, float] = (0.9, 0.999),  # Adam
         warmup: int = 0,  # steps of linear learning-rate warm-up
@@ -116,7 +128,14 @@ class DenoisingDiffusion(RepresentedModel):
         self.likelihood_draws = likelihood_draws
         self.mask_share, self.learned_variance, self.vlb_weight = mask_share, learned_variance, vlb_weight
         check_learned_variance(learned_variance, self.training_noise, mask_share)
+        self.reader = build_reader(text, text_words, text_length, text_state)
+        encoder = None
+        if self.reader is not None:
+            check_text_settings(self.reader, num_classes, backbone, attention)
+            encoder = build_encoder(self.reader, text_width, text_depth)
         plan = Backbone(
+            tokens=0 if self.reader is None else getattr(self.reader, "width", text_width),
+            extra=self.extra_channels(spec),
             kind=backbone,
             patch=patch,
             head_channels=head_channels,
@@ -135,7 +154,8 @@ class DenoisingDiffusion(RepresentedModel):
         )
         embedding: EmbeddingKind = "sinusoidal" if parametrisation in STEP_NUMBERED else "fourier"
         z = self.representation.spec
-        self.net = plan.build(z, z.channels * (1 + learned_variance), num_classes, embedding)
+        net = plan.build(z, z.channels * (1 + learned_variance), num_classes, embedding)
+        self.net = net if self.reader is None else with_text(net, self.reader, encoder)
         self.stride = int(self.net.stride)
         self.guide: Guide | None = None  # weaker denoiser of autoguidance
         self._average: tuple[nn.Module, ...] = ()  # network averaged over a chosen length; no submodule
@@ -322,10 +342,3 @@ class DenoisingDiffusion(RepresentedModel):
             yield partial(self._network, net, precision)
         finally:
             net.train(was_training)
-
-    def _drop_labels(self, label: Tensor | None) -> Tensor | None:
-        """Classes with a share replaced by the null class; None for an unconditional model."""
-        if self.num_classes == 0 or label is None:
-            return None
-        drop = torch.rand(len(label)).to(label.device) < self.label_dropout
-        return label.masked_fill(drop, self.num_classes)

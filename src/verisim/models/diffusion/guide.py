@@ -38,6 +38,10 @@ def load_guide(model: DenoisingDiffusion, name: str) -> Guide:
             f"The guide {path} makes images of {other.spec.shape} with {other.num_classes} classes; this model "
             f"{model.spec.shape} with {model.num_classes}. Choose a guide trained on the same data."
         )
+    if _reads(other) != _reads(model):
+        raise CheckpointError(
+            f"The guide {path} reads texts otherwise than this model. Choose one of the same data."
+        )
     if not isinstance(other, Denoiser):
         raise CheckpointError(f"The guide {path} is a {other.family} model; a diffusion model is needed.")
     theirs = getattr(other, "representation", None)
@@ -48,6 +52,12 @@ def load_guide(model: DenoisingDiffusion, name: str) -> Guide:
             f"Choose one with the same settings and, for latents, the same first stage and statistics."
         )
     return other.denoise
+
+
+def _reads(model: object) -> str:
+    """What a model knows of texts; "" for one that reads none."""
+    reader = getattr(model, "reader", None)
+    return "" if reader is None else reader.state()
 
 
 def load_averaged(model: DenoisingDiffusion, length: float) -> nn.Module:

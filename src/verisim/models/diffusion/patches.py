@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ def widen_input(unet: UNet, more: int) -> None:
     """Let the U-Net read `more` further channels, with weights 0 at the start."""
     old = unet.conv_in
     extra = more * unet.patch ** (old.weight.ndim - 2)
-    new = type(old)(
+    kind: Any = type(old)
+    new = kind(
         old.in_channels + extra, old.out_channels, old.kernel_size, padding=old.padding, padding_mode=old.padding_mode
     )  # fmt: skip
     new.weight.zero_()
@@ -140,7 +141,8 @@ class PatchDiffusion(DenoisingDiffusion):
         _check(patches, self.chances, self.copies)
         if norm == "pixel":
             by_pixel(self.net)
-        self.net = CoordinateNet(self.net, spec.size, coordinates)
+        unet: Any = self.net
+        self.net = CoordinateNet(unet, spec.size, coordinates)
 
     def training_loss(self, x: Tensor, label: Tensor | None) -> Loss:
         """Weighted denoising error (B,) of patches of images x (B, C, *S), one size of patch per step."""

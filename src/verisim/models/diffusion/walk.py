@@ -18,6 +18,8 @@ from verisim.models.diffusion.options import VARIANCES
 if TYPE_CHECKING:
     from verisim.models.diffusion.denoising import DenoisingDiffusion
 
+FAR = 10.0  # standard deviations to which extrapolated latents and wavelet bands are kept
+
 
 def walk(model: DenoisingDiffusion, label: Tensor | None) -> Callable[..., Tensor]:
     """run(x, sigmas, *, generator, callback) of the model's sampling options, for classes (B,) or none."""
@@ -61,7 +63,8 @@ def in_image_space(model: DenoisingDiffusion, reverse: Reverse) -> Reverse:
 def guided(model: DenoisingDiffusion, label: Tensor | None, plain: Callable[..., Tensor]) -> Denoise:
     """denoise(x, sigma) from plain(x, sigma, label): with class, guidance by class and network, clipping."""
     o = model.options
-    by_class = classifier_free(plain, o.guidance, model.num_classes)
+    limit = 1.0 if model.representation.name == "pixels" else FAR * model.sigma_data
+    by_class = classifier_free(plain, o.guidance, model.null_condition, limit)
 
     def strong(x: Tensor, sigma: Tensor) -> Tensor:
         return plain(x, sigma) if label is None else by_class(x, sigma, label)
@@ -70,7 +73,7 @@ def guided(model: DenoisingDiffusion, label: Tensor | None, plain: Callable[...,
         assert model.guide is not None
         return model.guide(x, sigma, label)
 
-    both = strong if model.guide is None else autoguidance(strong, weak, o.autoguidance)
+    both = strong if model.guide is None else autoguidance(strong, weak, o.autoguidance, limit)
     return (lambda x, sigma: model.representation.clip(both(x, sigma))) if o.clip else both
 
 

@@ -1,0 +1,1 @@
+"""Reports as conditions: words, vocabularies, and frozen encoders from a local folder."""
