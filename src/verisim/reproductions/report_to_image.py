@@ -86,7 +86,7 @@ def run(options: Options) -> Iterator[Result]:
     real = _data(scale, scale.large)["test"]
     numbers["autoencoder"] = _autoencoder(out / "ae", real)
     numbers["super_resolution"] = _super_resolution(
-        load_model(out / "sr")[0], real.subset(torch.arange(min(100, len(real))))
+        _loaded(out / "sr", scale)[0], real.subset(torch.arange(min(100, len(real))))
     )
     small = _data(scale, scale.pixels)["test"]
     numbers["inpainting"] = _inpainting(
@@ -103,13 +103,13 @@ def run(options: Options) -> Iterator[Result]:
 def _job(
     out: Path, name: str, recipe: str, variant: str, size: int, scale: Scale, more: dict[str, Any]
 ) -> Job:
-    settings: dict[str, Any] = {
+    settings: dict[str, str | int | float] = {
         "data.phantom": PHANTOM,
         "data.size": size,
         "data.count": scale.phantoms,
         "training.max_steps": 0,
     }
-    budget: dict[str, Any] = {
+    budget: dict[str, str | int | float] = {
         "training.max_minutes": scale.minutes,
         "training.clock": "cpu",
         "training.sample_minutes": 0,
