@@ -111,7 +111,7 @@ class GuidedUNet(nn.Module):
 
     def _run(self, part: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(part, h, emb, use_reentrant=False)  # type: ignore[return-value]
+            return checkpoint(part, h, emb, use_reentrant=False)
         return part(h, emb)
 
 

@@ -38,7 +38,7 @@ from verisim.training.train import ModelPlan, train
 SYSTEMS = ("B-D", "B-E", "B-F", "B-G", "B-H", "B-J")
 CONTROL = "B-D:shuffled"  # trained with the masks of other cases
 BATCH = {"B-E": 1}  # whole volumes one at a time, as in the source
-COLUMNS = {"image": "t1c,flair", "mask": "seg"}  # of a folder given with --data
+CONTRASTS, MASK = "t1c,flair", "seg"  # columns of a folder given with --data
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def run(options: Options) -> Iterator[Result]:
     """Train what is not trained yet, score every system on held-out cases, run the study; one result."""
     scale = SCALES[options.scale]
     scale = replace(scale, minutes=options.minutes or scale.minutes, count=options.count or scale.count)
+    if options.data and scale.size.count("x") < 2:  # folders hold volumes
+        scale = replace(scale, size="24x24x24", variant="small")
     systems = options.systems or SYSTEMS
     unknown = sorted(set(systems) - set(SYSTEMS))
     if unknown:
@@ -133,7 +135,9 @@ def _folds(folder: str, scale: Scale) -> dict[str, tuple[Images, Images]]:
         )
         dataset = open_dataset(data)
         return {"phantoms": (dataset["train"], dataset["test"])}
-    found = load_images(folder, settings.shape, **COLUMNS, split=None, fit="pad", on_error="skip")["all"]
+    found = load_images(
+        folder, settings.shape, image=CONTRASTS, mask=MASK, split=None, fit="pad", on_error="skip"
+    )["all"]
     people = found.patients or ()
     if len(set(people)) < 3:
         raise VerisimError(

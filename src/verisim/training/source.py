@@ -81,7 +81,9 @@ def open_dataset(settings: DataSettings) -> Dataset:
     """Images in [-1, 1] by split, class names and a fingerprint. Raises DataError for unusable data."""
     if not settings.folder:
         return _phantoms(settings)
-    if settings.contrasts and settings.image == "image":  # beside named columns they are a recipe's, for its phantom
+    if (
+        settings.contrasts and settings.image == "image"
+    ):  # beside named columns they are a recipe's, for its phantom
         raise VerisimError(
             f"data.contrasts='{settings.contrasts}' is for phantoms; in a folder, name the manifest columns of the "
             f"contrasts: --data.image t1,t2."
