@@ -6,6 +6,7 @@ import pytest
 
 from verisim.cli.main import main
 from verisim.errors import VerisimError
+from verisim.training.run_folder import RunFolder
 from verisim.training.source import DataSettings, open_dataset
 
 
@@ -39,6 +40,20 @@ def test_train_and_sample_volumes(folder, tmp_path, capsys):
     assert [nib.load(f).shape for f in files] == [(16, 16, 8)] * 2
     assert b"SYNTHETIC" in nib.load(files[0]).header["descrip"].tobytes()
     assert (run / "samples").exists() and (out / "overview.png").exists()
+    low, high = RunFolder(run).config()["window"][
+        "NIfTI float32"
+    ]  # written down, to read other images the same way
+    assert low < 100 < 700 < high
+    mask = np.zeros((20, 18, 10), np.uint8)
+    mask[:10] = 1
+    nib.save(nib.Nifti1Image(mask, np.diag([1.0, 1.0, 2.0, 1.0])), tmp_path / "m.nii.gz")
+    files = ["--inpaint", str(folder / "v3.nii.gz"), "--mask", str(tmp_path / "m.nii.gz"), "--resamples", "1"]
+    assert main(["sample", str(run), "-n", "1", "--out", str(tmp_path / "new"), *files]) == 0
+    dataset = open_dataset(DataSettings(folder=str(folder), size="8x16x16", split="new"))
+    known = next(x.pixels[x.names.index("v3.nii.gz")] for x in dataset.values() if "v3.nii.gz" in x.names)
+    made = np.asarray(nib.load(tmp_path / "new" / "sample_0000.nii.gz").dataobj)  # (W, H, D)
+    assert np.allclose(made[8:], known[0].numpy().T[8:], atol=1e-6)
+    assert not np.allclose(made[:8], known[0].numpy().T[:8], atol=1e-2)
 
 
 def test_without_held_out_patients_the_remedy_is_named(folder, tmp_path, capsys):

@@ -6,6 +6,7 @@ import torch
 from hostile import manifest, nifti, noise, png
 
 from verisim.data.folder import load_file, load_images
+from verisim.data.mosaic import mosaic
 from verisim.errors import DataError
 
 NAMES = ("t1", "t2", "flair")
@@ -122,3 +123,15 @@ def test_one_patient_read_like_the_set(tmp_path):
     assert torch.equal(pixels, data["all"].pixels[2]) and np.allclose(affine, data.affines["all"][2])
     with pytest.raises(DataError, match=r"1 file\(s\) given where an image has the contrasts t1, t2, flair"):
         load_file(tmp_path / "p2_t1.nii.gz", data)
+
+
+def test_pictures_of_contrasts():
+    """Two or four channels stand side by side, in order; one is grey and three are colour."""
+    x = torch.stack([torch.full((8, 8), v) for v in (-1.0, 1.0, 0.0, 0.5)])[None]  # (1, 4, 8, 8)
+    grey = np.asarray(mosaic(x))[0, ::8]
+    assert grey[:, 0].tolist() == [0, 255, 128, 191] and (grey[:, 0] == grey[:, 2]).all()
+    assert np.asarray(mosaic(x[:, :2])).shape == (8, 16, 3)
+    assert np.asarray(mosaic(x[:, :1])).shape == np.asarray(mosaic(x[:, :3])).shape == (8, 8, 3)
+    assert np.asarray(mosaic(x[:, :3]))[0, 0].tolist() == [0, 255, 128]
+    volumes = torch.stack([x, x], 2)  # (1, 4, 2, 8, 8)
+    assert np.asarray(mosaic(volumes)).shape == (8, 32, 3)

@@ -224,3 +224,30 @@ def test_stream_refuses_other_ranges():
     images = Images(torch.rand(10, 1, 8, 8), ImageSpec((8, 8), low=0.0))
     with pytest.raises(DataError, match=r"\[-1, 1\].*to_range"):
         BatchStream(images, 2, 1, lambda: 0)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "changes", "text"),
+    [
+        (False, {"accelerator": "cpu"}, "shards a model over GPUs.*--training.strategy ddp"),
+        (False, {"accelerator": "auto"}, "shards a model over GPUs"),
+        (True, {"accelerator": "gpu"}, r"training.clip is 1; Lightning cannot clip.*--training.clip 0"),
+    ],
+)
+def test_sharded_training_says_what_it_lacks(toy, tmp_path, noise_images, monkeypatch, gpu, changes, text):
+    """FSDP without a GPU, or with clipping, ends in a sentence and not in the library's traceback."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: gpu)
+    budget = TrainSettings(max_steps=1, batch_size=2, strategy="fsdp", devices=2, **changes)
+    with pytest.raises(VerisimError, match=text):
+        train(RunFolder(tmp_path / "run"), PLAN, noise_images, budget, quiet=True)
+
+
+def test_masks_reach_the_training_step(toy, tmp_path, noise_images, monkeypatch):
+    """Each batch that a model sees holds the codes (B, 1, *S) uint8 of its own images."""
+    codes = (noise_images.pixels > 0).to(torch.uint8)
+    seen = []
+    monkeypatch.setattr(toy, "on_train_batch_start", lambda self, batch, i: seen.append(batch), raising=False)
+    images = Images(noise_images.pixels, noise_images.spec, noise_images.labels, segmentation=codes)
+    train(run_folder(tmp_path / "run"), PLAN, images, settings(max_steps=2, accelerator="cpu"), quiet=True)
+    assert len(seen) == 2 and all(b["mask"].dtype == torch.uint8 for b in seen)
+    assert all(torch.equal(b["mask"], (b["image"] > 0).to(torch.uint8)) for b in seen)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from verisim.cli.parser import Parser
+from verisim.cli.sampling import add_options, fill, preview_of
 
 EXAMPLES = """\
   verisim sample runs/first -n 16 --out samples
   verisim sample runs/first -n 1000 --seed 1 --format npz
+  verisim sample runs/first -n 4 --inpaint image.png --mask mask.png
+  verisim sample runs/first -n 8 --preview 0
   verisim sample runs/first -n 8 --class pneumonia --guidance 2 --steps 10
 """
 
@@ -23,6 +26,7 @@ def main(argv: list[str]) -> int:
     from verisim.hub.weights import load_model
     from verisim.models import model_class
     from verisim.tasks.generation import class_index, generate
+    from verisim.training.run_data import settings_of
 
     source = argv[0] if argv and not argv[0].startswith("-") else ""
     card = _card(source) if source else None
@@ -37,6 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--format", type=str, default="", choices=["", *SUFFIXES], help="default: png, nifti in 3D"
     )
+    add_options(parser)
     options = model_class(card.model).Options if card else None
     if options:
         hints = get_type_hints(options)
@@ -48,17 +53,27 @@ def main(argv: list[str]) -> int:
     chosen = {f.name: getattr(args, f.name) for f in fields(model.Options)}
     model.configure_sampling(**{k: v for k, v in chosen.items() if v is not None})
     label = class_index(card, args.label) if args.label else None
-    made = generate(model, card, args.count, seed=args.seed, label=label)
+    look, affine = preview_of(args, model), None
+    facts: dict[str, Any] = {}
+    if args.inpaint or args.mask:
+        made, affine, facts = fill(args, model, card, label, look)
+    else:
+        made = generate(model, card, args.count, seed=args.seed, label=label, callback=look)
     provenance = {
         "recipe": card.recipe,
         "model": card.model,
         "weights_sha256": _digest(args.source),
         "seed": args.seed,
         "options": {f.name: getattr(model.options, f.name) for f in fields(model.options)},
+        **facts,
     }
     out = Path(args.out)
     suffix = SUFFIXES[args.format] if args.format else None
-    write_samples(out, made.images, provenance, suffix=suffix, class_names=card.class_names)
+    contrasts = settings_of(args.source).contrast_names
+    write_samples(
+        out, made.images, provenance, suffix=suffix, class_names=card.class_names, affine=affine,
+        contrasts=contrasts,
+    )  # fmt: skip
     save_mosaic(out / "overview.png", made.images.pixels[:64])
     print(
         f"{args.count} images in {out} ({made.per_second:.1f} per second); {out / 'overview.png'} shows them."

@@ -95,6 +95,7 @@ def _start(args: Any, recipe_name: str) -> int:
         "data": _plain(args.data),
         "training": _plain(args.training),
         "data_fingerprint": dataset.fingerprint,
+        "window": _plain(dataset.window),
         "notes": list(dataset.notes),
     }
     if is_first_process():

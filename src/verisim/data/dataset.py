@@ -75,7 +75,7 @@ def assemble(
     items: list[Loaded] = [c.loaded for c in cases]
     _require_codes(items, structures)
     pixels = np.stack([i.pixels for i in items])  # (N, C, *S)
-    masks = np.stack([i.mask for i in items]) if plan.mask else None  # (N, 1, *S)
+    masks = np.stack([i.mask for i in items if i.mask is not None]) if plan.mask else None  # (N, 1, *S)
     rules = _to_range(items, pixels, np.array([c.split in ("train", "all") for c in cases]), plan)
     notes += _reading_notes(items, rules)
     spec = _spec(items, plan)
@@ -174,7 +174,7 @@ def _spec(items: list[Loaded], plan: Plan) -> ImageSpec:
     return ImageSpec(plan.size, channels, plan.low, plan.high, first if same else None, modality)
 
 
-def _fingerprint(cases: list[Case], plan: Plan) -> str:
+def _fingerprint(cases: Sequence[Case], plan: Plan) -> str:
     """sha256 over contents, labels, splits and settings; file names and their order do not matter."""
     lines = sorted(f"{c.loaded.digest} {c.split} {c.label}" for c in cases if c.loaded)
     settings: tuple = (plan.size, plan.channels, plan.low, plan.high, plan.window, plan.fit)

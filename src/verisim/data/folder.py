@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from verisim.data.dataset import Case, Dataset, assemble, by_contrast
-from verisim.data.intensity import Window, apply_levels, kind_of, levels
+from verisim.data.dataset import Case, Dataset, assemble
+from verisim.data.intensity import Window
 from verisim.data.labels import class_names_of, label_values
-from verisim.data.listing import Entry, Listing, contrasts_of, scan
-from verisim.data.loading import SKIP_HINT, Plan, load_all, load_one
+from verisim.data.listing import Listing, contrasts_of, scan
+from verisim.data.loading import SKIP_HINT, Plan, load_all
 from verisim.data.resample import Fit
 from verisim.data.series import some
+from verisim.data.single import Reading, load_single
 from verisim.data.splits import make_split, require_no_leak, split_name
 from verisim.errors import DataError
 
@@ -97,23 +98,9 @@ def load_file(
     The affine maps (d, h, w, 1) of the resized image to mm RAS+. DataError says why a file cannot be read.
     """
     spec = next(iter(like.splits.values())).spec
-    fit = fit or ("pad" if spec.spatial_dims == 2 else "stretch")
     paths = [Path(path)] if isinstance(path, Path | str) else [Path(p) for p in path]
-    if len(paths) != max(1, len(like.contrasts)):
-        raise DataError(
-            f"{len(paths)} file(s) given where an image has the contrasts {', '.join(like.contrasts) or 'of one file'}. "
-            "Give one file for each, in this order."
-        )
-    channels = 1 if like.contrasts else spec.channels
-    plan = Plan(spec.size, channels, spec.low, spec.high, window, fit, enlarge, "stop", like.contrasts)
-    item = load_one(Entry(str(paths[0]), paths[0], others=tuple(paths[1:])), plan)
-    pixels = item.pixels[None]
-    for title, raw, part in by_contrast([item], pixels, plan):
-        known = like.window.get(title + kind_of(raw[0]), like.window.get(title + "all images"))
-        rule = known if isinstance(known, tuple) else window
-        black_white, _ = levels(raw, part, np.array([True]), rule)
-        apply_levels(part, black_white, spec.low, spec.high)
-    return torch.from_numpy(pixels[0]), item.affine
+    found = load_single(paths, Reading(spec, like.window, like.contrasts, window, fit, enlarge))
+    return found.pixels, found.affine
 
 
 def _cases(listing: Listing, notes: list[str], plan: Plan, splitting: bool) -> list[Case]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,6 +172,14 @@ def read_provenance(path: Path | str) -> dict:
     return found
 
 
+def _columns(channels: int, contrasts: Sequence[str], suffix: str) -> dict[str, tuple[str, slice]]:
+    """Manifest column -> ending of its files' names, and the channels that they hold."""
+    if suffix == ".npz" or channels == 1 or (channels == 3 and not contrasts):
+        return {"image": ("", slice(None))}
+    names = contrasts or [f"c{c}" for c in range(channels)]
+    return {name: ("_" + re.sub(r"[^\w-]", "_", name), slice(c, c + 1)) for c, name in enumerate(names)}
+
+
 def write_samples(
     folder: Path | str,
     images: Images,
@@ -180,31 +189,38 @@ def write_samples(
     class_names: Sequence[str] = (),  # name of class 0, 1, ...
     bits: int = 8,  # grey levels of PNG and DICOM
     affine: np.ndarray | None = None,  # (4, 4), the same for all
+    contrasts: Sequence[str] = (),  # names of the channels, where each is to be a file of its own
     overwrite: bool = False,  # replace the samples of an earlier call
 ) -> list[Path]:
     """Write all images, manifest.csv and provenance.json, so that load_images reads the folder again.
 
-    The manifest has the columns image, label, synthetic, seed, index.
+    The manifest has the columns image, label, synthetic, seed, index. Images of other than 1 or 3 channels, or with
+    named contrasts, become one file per channel (except in .npz), whose column has the contrast's name or c0, c1, ...
     """
     folder = Path(folder)
     if (folder / "manifest.csv").exists() and not overwrite:
         raise DataError(f"{folder}: holds a manifest.csv already. Choose another folder, or overwrite=True "
                         "(--overwrite).")  # fmt: skip
     suffix = suffix or (".png" if images.spec.spatial_dims == 2 else ".nii.gz")
+    columns = _columns(images.spec.channels, contrasts, suffix)
+    spec = images.spec if len(columns) == 1 else replace(images.spec, channels=1)
     digits = max(4, len(str(max(len(images) - 1, 0))))
-    place, paths, rows = DicomPlace(), [], []
+    place = DicomPlace()
+    paths: list[Path] = []
+    rows: list[list[str]] = []
     for i in range(len(images)):
-        name = f"sample_{i:0{digits}d}{suffix}"
+        files = [f"sample_{i:0{digits}d}{ending}{suffix}" for ending, _ in columns.values()]
         label = "" if images.labels is None else str(int(images.labels[i]))
         label = class_names[int(label)] if label and class_names else label
         facts = {**provenance, "index": i, **({"label": label} if label else {})}
-        write_image(folder / name, images.pixels[i], images.spec, facts, affine, bits=bits,
-                    place=replace(place, number=i + 1))  # fmt: skip
-        paths.append(folder / name)
-        rows.append([name, label, "yes", str(provenance.get("seed", "")), str(i)])
+        for name, (_, part) in zip(files, columns.values()):
+            write_image(folder / name, images.pixels[i, part], spec, facts, affine, bits=bits,
+                        place=replace(place, number=len(paths) + 1))  # fmt: skip
+            paths.append(folder / name)
+        rows.append([*files, label, "yes", str(provenance.get("seed", "")), str(i)])
     text = json.dumps({**provenance, "synthetic": True, "images": len(images)}, indent=2, sort_keys=True)
     atomic_write(folder / "provenance.json", text.encode())
     table = io.StringIO()
-    csv.writer(table).writerows([["image", "label", "synthetic", "seed", "index"], *rows])
+    csv.writer(table).writerows([[*columns, "label", "synthetic", "seed", "index"], *rows])
     atomic_write(folder / "manifest.csv", table.getvalue().encode())
     return paths

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
 from verisim.data.spec import Images
+from verisim.diffusion.stepping import Callback
 from verisim.errors import VerisimError
 from verisim.hub.weights import ModelCard
 from verisim.models.base import GenerativeModel
 from verisim.seeding import generator
+from verisim.tasks.memory import memory_explained
 
 CHUNK = 64  # images that share one generator; image k depends on (seed, k // CHUNK) alone
 
@@ -41,9 +46,11 @@ def generate(
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
+    callback: Callback | None = None,
 ) -> Generated:
     """n images in [-1, 1] of (card.spec.size); labels drawn by training frequency unless one is given.
 
+    callback: sees every step of models that sample in steps (previews); VerisimError for others.
     With world_size > 1 this rank draws every world_size-th chunk: the union over ranks is what one
     process would have drawn.
     """
@@ -52,11 +59,13 @@ def generate(
     chunks = [k for k in range(math.ceil(n / CHUNK)) if k % world_size == rank]
     labels = choose_labels(card, n, seed, label)
     pixels, kept = [], []
+    draw: Callable[..., Tensor] = model.sample if callback is None else with_callback(model, callback)
     start = time.perf_counter()
     for k in track(chunks, "sampling", disable=not progress or len(chunks) < 2, transient=True):
         m = min(CHUNK, n - k * CHUNK)
         want = None if labels is None else labels[k * CHUNK : k * CHUNK + m]
-        drawn = model.sample(CHUNK if m == CHUNK else m, want, generator("sample", seed, k)).cpu().float()
+        with memory_explained(model, m):
+            drawn = draw(m, want, generator("sample", seed, k)).cpu().float()
         if not torch.isfinite(drawn).all():
             raise VerisimError(
                 "The model produced NaN or Inf. It was probably trained too short or at too high a learning rate."
@@ -66,6 +75,16 @@ def generate(
             kept.append(want)
     shown = Images(torch.cat(pixels), card.spec, torch.cat(kept) if kept else None)
     return Generated(shown, time.perf_counter() - start)
+
+
+def with_callback(model: GenerativeModel, callback: Callback) -> Callable[..., Tensor]:
+    """model.sample that reports its steps; VerisimError for a model that draws in one go."""
+    if "callback" not in inspect.signature(model.sample).parameters:
+        raise VerisimError(
+            f"A {model.family} model does not sample by denoising, so there is nothing to preview. Leave --preview out."
+        )
+    sample: Callable[..., Tensor] = model.sample
+    return partial(sample, callback=callback)
 
 
 def choose_labels(card: ModelCard, n: int, seed: int, label: int | None) -> Tensor | None:

@@ -31,7 +31,7 @@ class TrainSettings:
         accelerator: where to train
         devices: processes (GPUs) on this node
         num_nodes: machines
-        strategy: Lightning strategy, e.g. auto, ddp, fsdp
+        strategy: Lightning strategy, e.g. auto, ddp; fsdp is untested
     """
 
     batch_size: int = 64

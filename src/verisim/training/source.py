@@ -71,10 +71,15 @@ class DataSettings:
         return sides * 2 if len(sides) == 1 else sides
 
     @property
+    def contrast_names(self) -> tuple[str, ...]:
+        """Names of the channels where several contrasts are named, else ()."""
+        words = tuple(w.strip() for w in (self.image if self.folder else self.contrasts).split(","))
+        return words if len(words) > 1 else ()
+
+    @property
     def channel_count(self) -> int:
         """Channels of the images: one for each contrast where several are named."""
-        named = self.image if self.folder else self.contrasts
-        return self.channels if named.count(",") == 0 else named.count(",") + 1
+        return len(self.contrast_names) or self.channels
 
 
 def open_dataset(settings: DataSettings) -> Dataset:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from verisim.data.spec import Images
 from verisim.data.stream import BatchStream
-from verisim.errors import CheckpointError, LossError
+from verisim.errors import CheckpointError, LossError, VerisimError
 from verisim.hub.averages import save_snapshot
 from verisim.hub.weights import ModelCard, save_model
 from verisim.models import build_model
@@ -150,6 +150,7 @@ def _fit(
 def _trainer(
     run: RunFolder, settings: TrainSettings, callbacks: list, jsonl: JsonLines, automatic: bool
 ) -> Trainer:
+    _check_sharding(settings, automatic)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     loggers = [jsonl, TensorBoardLogger(run.path, name="tensorboard", version="")]
     return Trainer(
@@ -170,6 +171,22 @@ def _trainer(
         log_every_n_steps=settings.log_every,
         use_distributed_sampler=False,
     )
+
+
+def _check_sharding(settings: TrainSettings, automatic: bool) -> None:
+    """VerisimError for what torch and Lightning refuse with fully sharded training."""
+    if not settings.strategy.startswith("fsdp"):
+        return
+    if settings.accelerator == "cpu" or not torch.accelerator.is_available():
+        raise VerisimError(
+            "training.strategy fsdp shards a model over GPUs; neither Lightning nor torch runs it on processors. Use "
+            "--training.strategy ddp, which does."
+        )
+    if settings.clip and automatic:
+        raise VerisimError(
+            f"training.clip is {settings.clip:g}; Lightning cannot clip the gradient's norm with strategy fsdp. Set "
+            f"--training.clip 0, or use --training.strategy ddp."
+        )
 
 
 def _budget_spent(model: GenerativeModel, settings: TrainSettings) -> bool:
