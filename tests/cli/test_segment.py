@@ -164,6 +164,23 @@ def test_another_model_is_refused(tmp_path, capsys):
     assert "segments nothing" in capsys.readouterr().err
 
 
+def test_a_weights_file_alone(run, tmp_path, capsys):
+    """Without the run folder the contrasts and, for float files, black and white must be given."""
+    case(tmp_path / "new", "case7", 50)
+    command = [
+        "segment",
+        str(run / "weights.safetensors"),
+        str(tmp_path / "new"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == 2 and "--contrasts t1,t2" in capsys.readouterr().err
+    command += ["--contrasts", "t1,flair", "--data.fit=stretch", "--data.enlarge=true"]
+    assert main(command) == 2 and "black and white is not known" in capsys.readouterr().err
+    assert main([*command, "--data.low=100", "--data.high=800"]) == 0
+    assert nib.load(tmp_path / "out" / "case7.mask.nii.gz").shape == SIZE
+
+
 def test_find_cases(tmp_path):
     """By folder, by prefix, by the layout of the source; twice the same contrast and no case at all are refused."""
     for name in (

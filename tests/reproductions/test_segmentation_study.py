@@ -1,6 +1,7 @@
 """The study of diffusion segmentation runs end to end at smoke scale, and its claims say what the numbers say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from verisim.errors import VerisimError
 from verisim.reproductions import reproduction
 from verisim.reproductions.result import Options
 from verisim.reproductions.segmentation_claims import claims
-from verisim.reproductions.segmentation_study import threshold_baseline
+from verisim.reproductions.segmentation_study import SCALES, _folds, threshold_baseline
 
 
 def test_smoke_study(tmp_path):
@@ -79,6 +80,29 @@ def test_threshold_finds_what_brightness_tells():
         images = Images(pixels, ImageSpec((16, 16), 2), segmentation=mask)
         scores = threshold_baseline(images.subset(torch.arange(4)), images.subset(torch.arange(4, 6)))
         assert all((s.dice == 1.0) == perfect for s in scores)
+
+
+def test_each_patient_is_held_out_once(tmp_path):
+    """A folder of NIfTI: one fold per patient with a label map, nobody in both parts; one without is left out."""
+    import nibabel as nib
+    import numpy as np
+
+    lines = ["patient,t1c,flair,seg"]
+    for p in ("a", "b", "c", "d"):
+        for kind in ("t1c", "flair", "seg"):
+            volume = np.zeros((10, 9, 8), np.uint8)
+            volume[2:6, 2:6, 2:6] = 3
+            nib.save(nib.Nifti1Image(volume, np.diag([2.0, 2, 2, 1])), tmp_path / f"{p}_{kind}.nii.gz")
+        lines.append(f"{p},{p}_t1c.nii.gz,{p}_flair.nii.gz," + ("" if p == "d" else f"{p}_seg.nii.gz"))
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    folds = _folds(str(tmp_path), replace(SCALES["smoke"], size="8x8x8"))
+    assert list(folds) == ["a", "b", "c"]
+    for person, (training, test) in folds.items():
+        assert set(test.patients) == {person} and set(training.patients) == {"a", "b", "c"} - {person}
+        assert int(test.segmentation.max()) == 3 and training.spec.channels == 2
+    (tmp_path / "manifest.csv").write_text("\n".join(lines[:3]) + "\n")
+    with pytest.raises(VerisimError, match="at least 3"):
+        _folds(str(tmp_path), replace(SCALES["smoke"], size="8x8x8"))
 
 
 def test_unknown_system(tmp_path):

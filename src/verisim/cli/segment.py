@@ -46,19 +46,15 @@ def main(argv: list[str]) -> int:
     )
     data_of_run(parser, argv)
     args = parser.parse_args(argv)
-    model, dataset, data, identity = _open(args)
-    return (
-        _files(args, model, dataset, data, identity)
-        if args.cases
-        else _held_out(args, model, dataset, identity)
-    )
+    model, spec, identity = _open(args)
+    return _files(args, model, spec, identity) if args.cases else _held_out(args, model, spec, identity)
 
 
-def _open(args: Any) -> tuple[Any, Any, Any, str]:
+def _open(args: Any) -> tuple[Any, Any, str]:
+    """The model with the chosen options, the spec of its images, the SHA-256 of its weights."""
     from verisim.hub.weights import load_model, resolve
     from verisim.models.segmentation.base import SegmentationModel
     from verisim.training.checkpoint import read_metadata
-    from verisim.training.source import DataSettings, open_dataset
 
     model, card = load_model(args.run)
     if not isinstance(model, SegmentationModel):
@@ -68,24 +64,21 @@ def _open(args: Any) -> tuple[Any, Any, Any, str]:
     chosen = {k: getattr(args, k) for k in ("ensemble", "steps", "sampler") if getattr(args, k)}
     if chosen:
         model.configure_sampling(**chosen)
-    data = DataSettings(**args.data.as_dict())
-    dataset = open_dataset(data)
-    if dataset["train"].spec.shape != card.spec.shape:
-        raise VerisimError(
-            f"{args.run} takes images of {card.spec.shape} (channels, size), the data have "
-            f"{dataset['train'].spec.shape}. Set --data.size and --data.image as in training."
-        )
-    return model, dataset, data, str(read_metadata(resolve(args.run))["sha256"])
+    return model, card.spec, str(read_metadata(resolve(args.run))["sha256"])
 
 
-def _contrasts(asked: str, dataset: Any) -> tuple[str, ...]:
+def _contrasts(asked: str, trained: tuple[str, ...], channels: int) -> tuple[str, ...]:
     """Words that tell files apart; VerisimError if their number or order cannot be that of training."""
-    trained = dataset.contrasts
     words = tuple(w.strip() for w in asked.split(",") if w.strip())
+    if not words and channels > 1 and not trained:
+        raise VerisimError(
+            f"This model takes {channels} contrasts, and a weights file does not name them. Give the run folder, or "
+            f"their words in the names of files, in training order: --contrasts t1,t2."
+        )
     if not words:
         return trained
-    text = ",".join(trained) or "one image"
-    if len(words) != max(1, len(trained)):
+    text = ",".join(trained) or f"{channels} channel(s)"
+    if len(words) != max(1, len(trained) or channels):
         raise VerisimError(f"--contrasts names {len(words)} where the model was trained on {text}.")
     low, known = [w.lower() for w in words], [t.lower() for t in trained]
     if trained and sorted(low) == sorted(known) and low != known:
@@ -95,24 +88,36 @@ def _contrasts(asked: str, dataset: Any) -> tuple[str, ...]:
     return words
 
 
-def _files(args: Any, model: Any, dataset: Any, data: Any, identity: str) -> int:
+def _reading(args: Any, spec: Any, words: tuple[str, ...], cases: list[Any]) -> Any:
+    """How files are read: as in training, but for what the command line says."""
+    from dataclasses import replace
+
+    from verisim.training.run_data import reading_of
+
+    how = reading_of(args.run, spec, cases[0].images)
+    data = args.data
+    other = how.other if data.low == data.high else (data.low, data.high)
+    names = how.contrasts or (words if len(words) > 1 else ())
+    return replace(how, other=other, fit=data.fit, enlarge=data.enlarge, contrasts=names)
+
+
+def _files(args: Any, model: Any, spec: Any, identity: str) -> int:
     from verisim.data.atomic import atomic_write
     from verisim.data.cases import find_cases
     from verisim.tasks.segment_cases import CaseSettings, segment_case
+    from verisim.training.run_data import settings_of
+    from verisim.training.run_folder import RunFolder
 
-    contrasts = _contrasts(args.contrasts, dataset)
-    cases = [c for place in args.cases for c in find_cases(place, contrasts, args.truth)]
-    settings = CaseSettings(
-        seed=args.seed,
-        window=None if data.low == data.high else (data.low, data.high),
-        fit=data.fit,
-        enlarge=data.enlarge,
-        codes=_codes(args.codes),
-        identity=identity,
-    )
+    words = _contrasts(args.contrasts, settings_of(args.run).contrast_names, spec.channels)
+    codes = _codes(args.codes)
+    cases = [c for place in args.cases for c in find_cases(place, words, args.truth)]
+    how = _reading(args, spec, words, cases)
+    run = RunFolder(args.run)
+    turns = tuple(run.config().get("orientations", ())) if run.config_path.exists() else ()
+    settings = CaseSettings(seed=args.seed, orientations=turns, codes=codes, identity=identity)
     out, rows = Path(args.out), []
     for i, case in enumerate(cases):
-        row = segment_case(model, case, dataset, out, settings)
+        row = segment_case(model, case, how, out, settings)
         rows.append(row)
         text = f"{i + 1}/{len(cases)} {case.name}: {row['pixels']:,} pixels"
         text += f", {row['volume_ml']:.1f} mL" if "volume_ml" in row else ""
@@ -136,13 +141,20 @@ def _codes(text: str) -> tuple[int, ...]:
     return tuple(int(w) for w in words)
 
 
-def _held_out(args: Any, model: Any, dataset: Any, identity: str) -> int:
+def _held_out(args: Any, model: Any, spec: Any, identity: str) -> int:
     """Scores on the images that were not trained on."""
     import json
 
     from verisim.data.atomic import atomic_write
     from verisim.tasks.segmentation import evaluate, summary
+    from verisim.training.source import DataSettings, open_dataset
 
+    dataset = open_dataset(DataSettings(**args.data.as_dict()))
+    if dataset["train"].spec.shape != spec.shape:
+        raise VerisimError(
+            f"{args.run} takes images of {spec.shape} (channels, size), the data have "
+            f"{dataset['train'].spec.shape}. Set --data.size and --data.image as in training."
+        )
     if "test" not in dataset:
         raise VerisimError(
             "There are no held-out images: the data have no test split. Give cases to segment."

@@ -101,6 +101,7 @@ def _start(args: Any, recipe_name: str) -> int:
         "training": _plain(args.training),
         "data_fingerprint": dataset.fingerprint,
         "window": _plain(dataset.window),
+        "orientations": _orientations(dataset),
         "notes": list(dataset.notes),
     }
     if is_first_process():
@@ -160,6 +161,15 @@ def _train(run: Any, plan: Any, dataset: Any, training: Any, resume: bool) -> in
         f"Next: {_next(outcome.model, run)}"
     )
     return 0
+
+
+def _orientations(dataset: Any) -> list[str]:
+    """How the training images lie in space, e.g. ['SAR'], as far as their files say."""
+    import numpy as np
+
+    from verisim.data.raw import orientation
+
+    return sorted({orientation(a) for a in dataset.affines.get("train", []) if np.isfinite(a).all()})
 
 
 def _next(model: Any, run: Any) -> str:

@@ -67,6 +67,8 @@ def run(options: Options) -> Iterator[Result]:
     """Train what is not trained yet, score every system on held-out cases, run the study; one result."""
     scale = SCALES[options.scale]
     scale = replace(scale, minutes=options.minutes or scale.minutes, count=options.count or scale.count)
+    if options.data and scale.size.count("x") < 2:  # folders hold volumes
+        scale = replace(scale, size="24x24x24", variant="small")
     systems = options.systems or SYSTEMS
     unknown = sorted(set(systems) - set(SYSTEMS))
     if unknown:

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from verisim.data.atomic import atomic_write
 from verisim.data.cases import CaseFiles
-from verisim.data.dataset import Dataset
-from verisim.data.folder import load_file
 from verisim.data.grids import as_codes, require_same_grid
 from verisim.data.loading import file_digest
 from verisim.data.nifti import write_nifti
 from verisim.data.raw import RawImage, orientation, spacing_of
 from verisim.data.readers import read_image
 from verisim.data.regrid import onto_grid
-from verisim.data.resample import Fit, fit_image
+from verisim.data.resample import fit_image
+from verisim.data.single import Reading, load_single
 from verisim.data.writers import write_map
 from verisim.errors import DataError
 from verisim.metrics.segmentation import dice, hd95
@@ -36,33 +35,32 @@ class CaseSettings:
     """How cases are read and what their files are told."""
 
     seed: int = 0
-    window: tuple[float, float] | None = None  # black and white in stored units; None = as in training
-    fit: Fit = "pad"  # how a case is brought to the model's grid
-    enlarge: bool = False  # whether cases smaller than that grid may be interpolated up
+    orientations: tuple[str, ...] = ()  # of the training images, e.g. ("SAR",); () = unknown
     codes: tuple[int, ...] = ()  # label codes that are foreground; others but 0 are errors. () = all but 0
     identity: str = ""  # SHA-256 of the model's weights
 
 
 def segment_case(
-    model: SegmentationModel, case: CaseFiles, like: Dataset, out: Path, settings: CaseSettings
+    model: SegmentationModel, case: CaseFiles, how: Reading, out: Path, settings: CaseSettings
 ) -> dict[str, Any]:
     """Write NAME.mask/mean/variance.nii.gz, NAME.png and NAME.json; returns what is in the JSON.
 
     A case whose NAME.json was made from the same files, weights and settings is not done again.
     DataError for what cannot be segmented: wrong grids, other orientation than in training, nothing but background.
     """
-    key = _key(model, case, settings)
+    key = _key(model, case, how, settings)
     done = out / f"{case.name}.json"
     if done.exists() and json.loads(done.read_text()).get("key") == key:
         return {**json.loads(done.read_text()), "again": False}
     raw = read_image(case.images[0])
-    paths = case.images[0] if len(case.images) == 1 else case.images
-    image, affine = load_file(paths, like, window=settings.window, fit=settings.fit, enlarge=settings.enlarge)
-    _require_content(image, case, like)
-    _require_orientation(raw, case, like)
+    one = load_single(case.images, how)
+    image, affine = one.pixels, one.affine
+    _require_content(image, case, how)
+    _require_orientation(raw, case, settings.orientations)
     truth = None if case.truth is None else _truth(case.truth, raw, case, settings.codes)
     size = raw.size if len(raw.size) == image.ndim - 1 else raw.size[-(image.ndim - 1) :]
-    back = fit_image(np.zeros((1, *size), np.float32), tuple(image.shape[1:]), settings.fit)[1]
+    fit = how.fit or ("pad" if image.ndim == 3 else "stretch")  # as load_single has it
+    back = fit_image(np.zeros((1, *size), np.float32), tuple(image.shape[1:]), fit)[1]
     found = model.predict(image[None], settings.seed)
     mean, variance = (onto_grid(m[0].cpu(), back, size) for m in (found.mean, found.variance))
     facts = {
@@ -77,7 +75,7 @@ def segment_case(
         facts["hd95"] = float(hd95((mean > 0.5)[None], truth[None], spacing))
     seen = onto_grid(image, back, size)
     atomic_write(out / f"{case.name}.png", overlay_png(seen, mean, variance, case.name, truth))
-    facts["notes"] = _notes(affine, image, like)
+    facts["notes"] = _notes(affine, image, how)
     atomic_write(done, (json.dumps({"key": key, **facts}, indent=1) + "\n").encode())
     return {**facts, "again": True}
 
@@ -105,20 +103,21 @@ def _written(
     return row
 
 
-def _key(model: SegmentationModel, case: CaseFiles, settings: CaseSettings) -> str:
+def _key(model: SegmentationModel, case: CaseFiles, how: Reading, settings: CaseSettings) -> str:
     """Hash of all that a case's result depends on."""
     files = [*case.images, *([case.truth] if case.truth else [])]
     for path in files:
         if not path.exists():
             raise DataError(f"case '{case.name}': {path} is not there. Check the manifest or the folder.")
     parts = [file_digest(p, p.stat().st_mtime_ns) for p in files if p.is_file()]
-    return hashlib.sha256(repr((parts, settings, model.options)).encode()).hexdigest()
+    return hashlib.sha256(repr((parts, how, settings, model.options)).encode()).hexdigest()
 
 
-def _require_content(image: Tensor, case: CaseFiles, like: Dataset) -> None:
+def _require_content(image: Tensor, case: CaseFiles, how: Reading) -> None:
     """DataError if a contrast has one value everywhere: nothing could be found in it."""
-    names = like.contrasts or ("image",) * len(image)
-    for name, channel, path in zip(names, image, case.images if like.contrasts else case.images * len(image)):
+    names = how.contrasts or ("image",) * len(image)
+    paths = case.images if how.contrasts else case.images * len(image)
+    for name, channel, path in zip(names, image, paths):
         if float(channel.max()) == float(channel.min()):
             raise DataError(
                 f"case '{case.name}': {path} ({name}) has the same brightness everywhere within the range that the "
@@ -126,13 +125,11 @@ def _require_content(image: Tensor, case: CaseFiles, like: Dataset) -> None:
             )
 
 
-def _require_orientation(raw: RawImage, case: CaseFiles, like: Dataset) -> None:
+def _require_orientation(raw: RawImage, case: CaseFiles, turns: Sequence[str]) -> None:
     """DataError if the case lies otherwise in space than all training images."""
-    known = [a for a in like.affines.get("train", []) if np.isfinite(a).all()]
-    turns = {orientation(a) for a in known}
     if raw.affine is None or raw.meta.get("unplaced") or len(turns) != 1:
         return
-    mine, theirs = orientation(raw.affine), turns.pop()
+    mine, theirs = orientation(raw.affine), turns[0]
     if mine != theirs:
         raise DataError(
             f"case '{case.name}' lies {mine} in space (depth, height, width grow that way), the training images "
@@ -155,9 +152,9 @@ def _truth(path: Path, raw: RawImage, case: CaseFiles, codes: Sequence[int]) -> 
     return torch.from_numpy((labels > 0).astype(np.uint8))
 
 
-def _notes(affine: np.ndarray | None, image: Tensor, like: Dataset) -> list[str]:
+def _notes(affine: np.ndarray | None, image: Tensor, how: Reading) -> list[str]:
     """What may make the answer worse."""
-    known = like["train"].spec.spacing if "train" in like else None
+    known = how.spec.spacing
     if affine is None or known is None:
         return []
     here = spacing_of(affine, image.ndim - 1)
