@@ -44,7 +44,7 @@ class StepGenerator(nn.Module):
         assert unet.embedding.vector is not None
         branches = [b.conv2 for b in unet.modules() if isinstance(b, Block)]
         for layer in (unet.conv_out, unet.embedding.vector, *branches):  # a denoiser starts with 0 there;
-            nn.init.normal_(layer.weight, std=0.02)  # here z and level must count from the start
+            nn.init.normal_(layer.get_parameter("weight"), std=0.02)  # here z and level must count at once
         self.mapping = LatentMapping(latent, style, layers)
 
     def forward(self, x: Tensor, told: Tensor, z: Tensor, label: Tensor | None = None) -> Tensor:
