@@ -33,9 +33,9 @@ def test_slice_sets(depth, budget):
     for _ in range(200):
         s = draw_slice_sets(depth, budget, g)
         used = s.target | s.observed
-        assert len(s.index) == min(depth, budget) and bool(s.target.any())
+        assert len(s.numbers) == min(depth, budget) and bool(s.target.any())
         assert not bool((s.target & s.observed).any())
-        numbers = s.index[used].tolist()
+        numbers = s.numbers[used].tolist()
         assert len(set(numbers)) == len(numbers) and all(0 <= i < depth for i in numbers)
         given += int(s.observed.any())
     assert given > 20 or depth == 1
@@ -91,7 +91,7 @@ def test_the_loss_asks_for_targets_alone():
     size = out.grad.flatten(2).abs().amax(2)
     for row, s in enumerate(sets):
         assert bool((size[row][s.target] > 0).all()) and float(size[row][~s.target].sum()) == 0
-        clean = x[row, 0, s.index]
+        clean = x[row, 0, s.numbers]
         at = s.observed
         assert torch.equal(frames[row, at, 0], clean[at])  # given slices enter as they are
         assert not torch.allclose(frames[row, s.target, 0], clean[s.target], atol=0.05)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from verisim.errors import VerisimError
 from verisim.models.adversarial.networks import MinibatchStd
 from verisim.models.diffusion.backbones import on_any_size
-from verisim.nets.blocks import AVG_POOL, NoiseEmbedding, convolution
+from verisim.nets.blocks import AVG_POOL, Block, NoiseEmbedding, convolution
 from verisim.nets.unet import UNet
 
 
@@ -43,9 +42,9 @@ class StepGenerator(nn.Module):
         super().__init__()
         self.unet = unet  # built with vector=style
         assert unet.embedding.vector is not None
-        branches: list[Any] = [b.conv2 for part in (unet.down, unet.middle, unet.up) for b in part]
+        branches = [b.conv2 for b in unet.modules() if isinstance(b, Block)]
         for layer in (unet.conv_out, unet.embedding.vector, *branches):  # a denoiser starts with 0 there;
-            nn.init.normal_(layer.weight, std=0.02)  # here z and level must count from the start
+            nn.init.normal_(layer.get_parameter("weight"), std=0.02)  # here z and level must count at once
         self.mapping = LatentMapping(latent, style, layers)
 
     def forward(self, x: Tensor, told: Tensor, z: Tensor, label: Tensor | None = None) -> Tensor:

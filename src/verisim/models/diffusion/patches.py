@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from verisim.models.base import Loss
 from verisim.models.diffusion.backbones import padded
 from verisim.models.diffusion.denoising import DenoisingDiffusion
 from verisim.models.diffusion.training_noise import Noise
+from verisim.nets.blocks import Padding, convolution
 from verisim.nets.coordinates import coordinates, crop_coordinates, crops, random_corners
 from verisim.nets.norm import by_pixel
 from verisim.nets.unet import UNet
@@ -62,10 +63,8 @@ def widen_input(unet: UNet, more: int) -> None:
     """Let the U-Net read `more` further channels, with weights 0 at the start."""
     old = unet.conv_in
     extra = more * unet.patch ** (old.weight.ndim - 2)
-    kind: Any = type(old)
-    new = kind(
-        old.in_channels + extra, old.out_channels, old.kernel_size, padding=old.padding, padding_mode=old.padding_mode
-    )  # fmt: skip
+    padding: Padding = "circular" if old.padding_mode == "circular" else "zeros"
+    new = convolution(old.weight.ndim - 2, old.in_channels + extra, old.out_channels, padding=padding)
     new.weight.zero_()
     new.weight[:, : old.in_channels] = old.weight
     assert new.bias is not None and old.bias is not None
@@ -141,8 +140,7 @@ class PatchDiffusion(DenoisingDiffusion):
         _check(patches, self.chances, self.copies)
         if norm == "pixel":
             by_pixel(self.net)
-        unet: Any = self.net
-        self.net = CoordinateNet(unet, spec.size, coordinates)
+        self.net = CoordinateNet(cast(UNet, self.net), spec.size, coordinates)
 
     def training_loss(self, x: Tensor, label: Tensor | None) -> Loss:
         """Weighted denoising error (B,) of patches of images x (B, C, *S), one size of patch per step."""

@@ -22,7 +22,7 @@ PLANS = ("autoregressive", "hierarchical")
 class SliceSet(NamedTuple):
     """Slots of one training sample, (N,) each; a slot that is neither observed nor target is padding."""
 
-    number: Tensor  # int64: which slice
+    numbers: Tensor  # int64, of slices
     target: Tensor  # bool
     observed: Tensor  # bool
 
