@@ -237,9 +237,7 @@ def _draw(
     save_mosaic(
         folder / "predictions.png", torch.cat([first.pixels, made.pixels, second.pixels]), len(few), scale=3
     )
-    curves = [
-        (f"{kind} latent: HC (mm)", a[0]["head"]) for kind, a in atlas.items() if a[0]["head"]
-    ]
+    curves = [(f"{kind} latent: HC (mm)", a[0]["head"]) for kind, a in atlas.items() if a[0]["head"]]
     if curves:
         ages = atlas["zero"][0]["ages"]
         curves.append(("phantom, exact: HC (mm)", atlas["zero"][0]["truth"]))
