@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from verisim.cli.parser import Parser, data_of_run
-from verisim.errors import VerisimError
+from verisim.errors import DataError, VerisimError
 
 EXAMPLES = """\
   verisim detect runs/vae scan.png other.png --out found
   verisim detect runs/vae --data.label group --normal no_findings     the held-out images, with AUROC
-  verisim detect runs/vae3d scan.nii.gz --rate 0.01
+  verisim detect runs/ppr scan.nii.gz --rate 0.01 --stride 2
+  verisim detect runs/ppr folder_of_scans --parts head_ct             left, right and skull; resumes if stopped
 """
 
 
@@ -22,16 +23,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "run", type=str, help="run folder or weights file of a model trained on normal images"
     )
-    parser.add_argument("images", nargs="*", type=str, help="image files; none = the held-out images")
+    parser.add_argument(
+        "images", nargs="*", type=str, help="image files or folders of them; none = the held-out images"
+    )
     parser.add_argument("--out", type=str, default="found", help="folder to write to")
-    parser.add_argument("--normal", type=str, default="", help="class that is normal; empty = all images are")
+    parser.add_argument(
+        "--normal", type=str, default="", help="class that is normal; empty = that of training"
+    )
     parser.add_argument("--rate", type=float, default=0.05, help="share of normal pixels above the threshold")
+    parser.add_argument("--parts", type=str, default="", help="score structures too: head_ct; empty = none")
+    parser.add_argument(
+        "--stride", type=int, default=0, help="pixels between patches of position regression; 0 = 4"
+    )
+    parser.add_argument(
+        "--filter", type=str, default="", help="of a dense autoencoder's residual: none, median or erosion"
+    )
     data_of_run(parser, argv)
     args = parser.parse_args(argv)
     detector, dataset, data = _open(args)
-    normal, rest = _held_out(dataset, args.normal)
+    normal, rest = _held_out(dataset, args.normal or data.normal)
     return (
-        _files(args, detector, dataset, data, normal) if args.images else _judge(args, detector, normal, rest)
+        _files(args, detector, dataset, data, normal)
+        if args.images
+        else _judge(args, detector, dataset, normal, rest)
     )
 
 
@@ -41,6 +55,7 @@ def _open(args: Any) -> tuple[Any, Any, Any]:
     from verisim.training.source import DataSettings, open_dataset
 
     model, card = load_model(args.run)
+    model.configure_sampling(**_options(args))
     detector = detector_of(model)
     data = DataSettings(**args.data.as_dict())
     dataset = open_dataset(data)
@@ -68,7 +83,7 @@ def _held_out(dataset: Any, normal: str) -> tuple[Any, Any]:
     return real.subset(mine), real.subset(~mine)
 
 
-def _judge(args: Any, detector: Any, normal: Any, rest: Any) -> int:
+def _judge(args: Any, detector: Any, dataset: Any, normal: Any, rest: Any) -> int:
     """Half of the held-out normal patients set the threshold, the other half and the rest are judged."""
     import torch
 
@@ -82,41 +97,74 @@ def _judge(args: Any, detector: Any, normal: Any, rest: Any) -> int:
     rng = torch.Generator().manual_seed(0)
     first, second = (normal.subset(i) for i in split_groups(len(normal), 0.5, rng, normal.patients))
     known = calibrate(detector, first, args.rate)
-    quiet, loud = (scores(detector.anomaly_map(x.pixels)) for x in (second, rest))
+    quiet, loud = (
+        torch.cat([scores(detector.anomaly_map(p)) for p in x.pixels.split(16)]) for x in (second, rest)
+    )
     found = auroc(loud, quiet)
     print(
         f"AUROC {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] over {len(quiet)} normal, {len(loud)} other"
     )
     print(f"flagged at p <= {args.rate:g}: {float((known.p_values(quiet) <= args.rate).double().mean()):.1%} of the "
           f"normal, {float((known.p_values(loud) <= args.rate).double().mean()):.1%} of the others")  # fmt: skip
+    for k, name in enumerate(dataset.class_names):
+        mine = loud[rest.labels == k]
+        if len(mine) and len(mine) < len(loud):
+            one = auroc(mine, quiet)
+            print(f"  {name}: AUROC {one.value:.3f} [{one.low:.3f}, {one.high:.3f}] over {len(mine)}")
     return 0
+
+
+def _options(args: Any) -> dict[str, Any]:
+    """Options of the model that were given."""
+    given = {"stride": args.stride, "filter": args.filter}
+    return {k: v for k, v in given.items() if v}
 
 
 def _files(args: Any, detector: Any, dataset: Any, data: Any, normal: Any) -> int:
-    from verisim.data.atomic import atomic_write
-    from verisim.data.folder import load_file
-    from verisim.data.writers import write_map
-    from verisim.reports.anomaly import overlay_png
-    from verisim.tasks.anomaly import calibrate, scores
+    from verisim.errors import pick
+    from verisim.hub.weights import resolve
+    from verisim.tasks.head_parts import bone_level
+    from verisim.tasks.scanning import PARTS, Scanning, known_normals, list_scans, search
+    from verisim.training.checkpoint import read_metadata
 
-    known = calibrate(detector, normal, args.rate)
+    if args.parts:
+        pick(PARTS, args.parts, "set of parts")
     window = None if data.low == data.high else (data.low, data.high)
-    out, rows = Path(args.out), [["image", "score", "p_value", "share_above_threshold", "map"]]
-    for file in args.images:
-        image, affine = load_file(file, dataset, window=window, fit=data.fit, enlarge=data.enlarge)
-        found = detector.anomaly_map(image[None])
-        score = scores(found)
-        p = float(known.p_values(score))
-        name = Path(file).name.removesuffix(".gz").rsplit(".", 1)[0]
-        path = write_map(
-            out / f"{name}.map.nii.gz", found[0], affine, {"image": Path(file).name, "run": args.run}
-        )
-        atomic_write(out / f"{name}.png", overlay_png(image, found[0], known.pixel))
-        share = float((found > known.pixel).double().mean())
-        rows.append([file, f"{float(score):.5f}", f"{p:.4f}", f"{share:.4f}", path.name])
-        print(f"{file}: score {float(score):.4f}, p {p:.3f}, {share:.1%} of pixels above the threshold")
-    table = io.StringIO()
-    csv.writer(table).writerows(rows)
-    atomic_write(out / "scores.csv", table.getvalue().encode())
-    print(f"maps, overlays and scores.csv in {out}; thresholds from {len(normal)} held-out normal images")
+    facts = {
+        "run": args.run,
+        "weights_sha256": read_metadata(resolve(args.run))["sha256"],
+        "data": dataset.fingerprint,
+        "settings": {k: v for k, v in asdict(data).items() if k in ("low", "high", "fit", "enlarge")},
+        "normal": args.normal or data.normal,
+        "rate": args.rate,
+        "parts": args.parts,
+        **_options(args),
+    }
+    reading = {"window": window, "fit": data.fit, "enlarge": data.enlarge}
+    bone = bone_level(_window(dataset, data))
+    scanning = Scanning(detector, dataset, reading, Path(args.out), facts, args.parts, bone)
+    entries = list_scans(args.images, volumes=normal.spec.spatial_dims == 3)
+    known = known_normals(scanning, normal, args.rate)
+    failed: list[DataError] = []
+    for entry, row in search(scanning, entries, known):
+        if isinstance(row, DataError):
+            failed.append(row)
+            print(f"left out: {row}", file=sys.stderr)
+            continue
+        parts = "".join(f", {k[2:]} p {v}" for k, v in row.items() if k.startswith("p_") and k != "p_value")
+        print(f"{entry.name}: score {float(row['score']):.4f}, p {float(row['p_value']):.3f}{parts}, "
+              f"{float(row['share_above_threshold']):.1%} of pixels above the threshold")  # fmt: skip
+    print(
+        f"maps, overlays and scores.csv in {args.out}; thresholds from {len(normal)} held-out normal images"
+    )
+    if failed:
+        raise VerisimError(f"{len(failed)} of {len(entries)} images could not be read. First: {failed[0]}")
     return 0
+
+
+def _window(dataset: Any, data: Any) -> tuple[float, float]:
+    """HU shown as black and white: as set, as found in the data, or the phantom's."""
+    from verisim.phantoms.head_ct import WINDOW
+
+    found = [w for w in dataset.window.values() if isinstance(w, tuple)]
+    return (data.low, data.high) if data.low != data.high else found[0] if found else WINDOW

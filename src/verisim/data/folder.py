@@ -122,7 +122,7 @@ def load_images(
 
 
 def load_file(
-    path: Path | str,
+    path: Path | str | Entry,
     like: Dataset,  # whose black and white are used for images of the same kind
     *,
     window: Window = None,  # as for load_images, for kinds that `like` does not have
@@ -136,7 +136,7 @@ def load_file(
     spec = next(iter(like.splits.values())).spec
     fit = fit or ("pad" if spec.spatial_dims == 2 else "stretch")
     plan = Plan(spec.size, spec.channels, spec.low, spec.high, window, fit, enlarge, "stop")
-    item = load_one(Entry(str(path), Path(path)), plan)
+    item = load_one(path if isinstance(path, Entry) else Entry(str(path), Path(path)), plan)
     pixels = item.pixels[None]
     known = like.window.get(kind_of(item.raw), like.window.get("all images"))
     rule = known if isinstance(known, tuple) else window

@@ -1,0 +1,200 @@
+"""Maps, overlays and scores of many scans, one after the other; what is done already is not done again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from verisim.data.atomic import atomic_write
+from verisim.data.folder import Dataset, load_file
+from verisim.data.listing import Entry, scan
+from verisim.data.spec import Images
+from verisim.data.writers import write_map
+from verisim.errors import DataError, VerisimError
+from verisim.reports.anomaly import overlay_png
+from verisim.roles import AnomalyDetector
+from verisim.tasks.anomaly import Calibration, calibrate, scores
+from verisim.tasks.detection import structure_scores
+from verisim.tasks.head_parts import head_parts, left_is_right
+
+MEMORY = "calibration.json"  # in the folder of the maps: what normal images look like, and by which model and settings
+TABLE = "scores.csv"
+PARTS: dict[str, Callable[[Tensor, float], dict[str, Tensor]]] = {"head_ct": head_parts}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What normal images look like: as a whole, and part by part."""
+
+    whole: Calibration
+    parts: dict[str, Calibration] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scanning:
+    """How scans are read, searched and scored."""
+
+    detector: AnomalyDetector
+    dataset: Dataset  # the model's data: size and grey values of scans follow it
+    reading: Mapping[str, Any]  # further arguments of load_file: window, fit, enlarge
+    out: Path  # folder of maps, overlays and scores
+    facts: Mapping[str, Any]  # model and settings, JSON; another folder is needed where they differ
+    parts: str = ""  # key of PARTS, or none
+    bone: float = 0.95  # grey value of bone, for head_ct
+
+
+def list_scans(paths: Sequence[str], volumes: bool) -> list[Entry]:
+    """Files as they are named, and every image of folders. VerisimError if two would write one map."""
+    found: list[Entry] = []
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            found += scan(path, volumes=volumes).entries
+        else:
+            found.append(Entry(path.name, path))
+    names = [map_name(e) for e in found]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice:
+        raise VerisimError(f"Two of the images would be written as '{twice}'. Name them in separate calls.")
+    return found
+
+
+def map_name(entry: Entry) -> str:
+    """Name of an image's map without suffix; folders become part of it."""
+    return entry.name.replace("/", "__").removesuffix(".gz").rsplit(".", 1)[0]
+
+
+def known_normals(s: Scanning, normal: Images, rate: float) -> Known:
+    """Calibration on held-out normal images, from the folder if it is there already.
+
+    VerisimError if the folder holds maps of another model or other settings.
+    """
+    file = s.out / MEMORY
+    if file.exists():
+        stored = json.loads(file.read_text())
+        if stored["facts"] != json.loads(json.dumps(dict(s.facts))):
+            raise VerisimError(
+                f"{s.out} holds maps of another model or other settings. Choose another --out."
+            )
+        return Known(*_from_json(stored))
+    whole = calibrate(s.detector, normal, rate)
+    parts = {}
+    if s.parts:
+        maps = torch.cat([s.detector.anomaly_map(p) for p in normal.pixels.split(16)])
+        found = structure_scores(maps, PARTS[s.parts](normal.pixels, s.bone))
+        parts = {k: Calibration(v, whole.pixel, rate) for k, v in found.items()}
+    body = {
+        "facts": dict(s.facts),
+        "whole": _to_json(whole),
+        "parts": {k: _to_json(c) for k, c in parts.items()},
+    }
+    atomic_write(file, (json.dumps(body) + "\n").encode())
+    return Known(whole, parts)
+
+
+def _to_json(c: Calibration) -> dict[str, Any]:
+    return {"normal": c.normal.tolist(), "pixel": c.pixel, "rate": c.rate}
+
+
+def _from_json(stored: Mapping[str, Any]) -> tuple[Calibration, dict[str, Calibration]]:
+    def one(d: Mapping[str, Any]) -> Calibration:
+        return Calibration(torch.tensor(d["normal"], dtype=torch.float64), d["pixel"], d["rate"])
+
+    return one(stored["whole"]), {k: one(d) for k, d in stored["parts"].items()}
+
+
+def search(
+    s: Scanning, entries: Sequence[Entry], known: Known
+) -> Iterator[tuple[Entry, dict[str, str] | DataError]]:
+    """Each scan with its row of scores, or with why it cannot be read. Rows are on disk before they are given."""
+    rows = _rows_so_far(s.out)
+    for entry in entries:
+        row = rows.get(str(entry.name))
+        if row is None or not (s.out / row["map"]).exists():
+            try:
+                row = _search_one(s, entry, known)
+            except DataError as error:
+                yield entry, error
+                continue
+            rows[entry.name] = row
+            _write(s.out / TABLE, rows)
+        yield entry, row
+
+
+def _search_one(s: Scanning, entry: Entry, known: Known) -> dict[str, str]:
+    image, affine = load_file(entry, s.dataset, **s.reading)
+    found = s.detector.anomaly_map(image[None])
+    score = scores(found)
+    share = float((found > known.whole.pixel).double().mean())
+    row = {
+        "image": entry.name,
+        "score": f"{float(score):.5f}",
+        "p_value": f"{float(known.whole.p_values(score)):.4f}",
+        "share_above_threshold": f"{share:.4f}",
+        "map": f"{map_name(entry)}.map.nii.gz",
+    }
+    if s.parts:
+        for name, value in _part_scores(s, image, found, affine).items():
+            row[f"score_{name}"] = f"{float(value):.5f}"
+            row[f"p_{name}"] = f"{float(known.parts[name].p_values(value)):.4f}"
+    values, place = on_own_grid(found[0], affine, entry)
+    facts = {"image": Path(entry.name).name, **{k: s.facts[k] for k in ("run",) if k in s.facts}}
+    write_map(s.out / row["map"], values, place, facts)
+    atomic_write(s.out / f"{map_name(entry)}.png", overlay_png(image, found[0], known.whole.pixel))
+    return row
+
+
+def _part_scores(s: Scanning, image: Tensor, found: Tensor, affine: np.ndarray | None) -> dict[str, Tensor]:
+    """Scores by structure; left is the patient's left, as the scan's affine says."""
+    masks = PARTS[s.parts](image[None], s.bone)
+    if not left_is_right(affine):
+        masks = {**masks, "left": masks["right"], "right": masks["left"]}
+    return structure_scores(found, masks)
+
+
+def on_own_grid(values: Tensor, affine: np.ndarray | None, entry: Entry) -> tuple[Tensor, np.ndarray | None]:
+    """A map (1, D, H, W) on the voxels of the scan that it was made from, and the scan's affine.
+
+    Linear in between; 0 where the map does not reach. Images without an affine keep the map as it is.
+    """
+    if affine is None or values.ndim != 4:
+        return values, affine
+    raw = entry.read()
+    if raw.affine is None or raw.array.ndim != 4:
+        return values, affine
+    to_map = np.linalg.inv(affine) @ raw.affine  # voxel of the scan -> voxel of the map
+    axes = [torch.arange(n, dtype=torch.float64) for n in raw.array.shape[1:]]
+    voxels = torch.stack([*torch.meshgrid(*axes, indexing="ij"), torch.ones(raw.array.shape[1:])], -1)
+    at = (voxels.double() @ torch.from_numpy(to_map).T)[..., :3]  # (D, H, W, 3)
+    last = torch.tensor([n - 1 for n in values.shape[1:]], dtype=torch.float64)
+    scaled = (2 * at / last - 1).flip(-1).float()  # grid_sample wants (w, h, d)
+    out = F.grid_sample(values[None].float(), scaled[None], "bilinear", "border", align_corners=True)[0]
+    beyond = ((at < -0.5 - 1e-6) | (at > last + 0.5 + 1e-6)).any(-1)
+    return out.masked_fill(beyond, 0.0), raw.affine
+
+
+def _rows_so_far(out: Path) -> dict[str, dict[str, str]]:
+    file = out / TABLE
+    if not file.exists() or not (out / MEMORY).exists():
+        return {}
+    with file.open(newline="") as lines:
+        return {row["image"]: row for row in csv.DictReader(lines)}
+
+
+def _write(path: Path, rows: Mapping[str, Mapping[str, str]]) -> None:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(k for row in rows.values() for k in row))
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows.values())
+    atomic_write(path, text.getvalue().encode())
