@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -30,4 +32,19 @@ def overlay_png(image: Tensor, found: Tensor, threshold: float) -> bytes:
         ax.set_title(title, fontsize=9)
         ax.set_axis_off()
     figure.colorbar(shown, ax=axes[1], shrink=0.8)
+    return figure_png(figure)
+
+
+def side_by_side_png(images: Tensor, maps: Mapping[str, Tensor], names: Sequence[str]) -> bytes:
+    """A row per image (N, H, W) in [-1, 1] with its maps {title: (N, H, W)}; each map has one scale for all rows."""
+    figure = Figure(figsize=(1.9 * (1 + len(maps)), 1.9 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), 1 + len(maps), squeeze=False)
+    for row, (image, name) in enumerate(zip(images, names)):
+        axes[row][0].imshow(image.numpy(), cmap="gray", vmin=-1, vmax=1)
+        axes[row][0].set_title(name, fontsize=8)
+        for ax, (title, values) in zip(axes[row][1:], maps.items()):
+            ax.imshow(values[row].numpy(), cmap="inferno", vmin=0, vmax=float(values.max()) or 1.0)
+            ax.set_title(title, fontsize=8)
+    for ax in axes.ravel():
+        ax.set_axis_off()
     return figure_png(figure)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 REPRODUCTIONS = {
     "demo": "verisim.reproductions.demo",
     "001": "verisim.reproductions.knee_table",
+    "002-detection": "verisim.reproductions.head_ct_detection",
     "004": "verisim.reproductions.cxr_comparison",
     "004-mark": "verisim.reproductions.cxr_mark",
     "004-artefact": "verisim.reproductions.cxr_artefact",

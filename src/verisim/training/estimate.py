@@ -69,13 +69,17 @@ def with_saved_bytes(forward: Callable[[], Tensor], without: Iterable[Tensor] = 
 
     `without`: tensors that do not count, e.g. weights. What checkpointing keeps is not seen.
     """
-    others = {t.untyped_storage().data_ptr() for t in without}
+
+    def place(t: Tensor) -> int:  # on the meta device, where nothing has an address, the storage itself
+        return t.untyped_storage().data_ptr() or t.untyped_storage()._cdata
+
+    others = {place(t) for t in without}
     saved: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
-        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        saved[place(t)] = t.untyped_storage().nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         loss = forward()
-    return loss, sum(size for place, size in saved.items() if place not in others)
+    return loss, sum(size for where, size in saved.items() if where not in others)
