@@ -11,6 +11,7 @@ import torch
 from verisim.cli.main import main
 from verisim.data.listing import Entry
 from verisim.data.nifti import write_nifti
+from verisim.data.register import Registered
 from verisim.data.resample import fit_image
 from verisim.phantoms import head_ct
 from verisim.tasks.scanning import on_own_grid
@@ -97,3 +98,28 @@ def test_maps_return_to_the_scan(fit, tmp_path):
     inner = (slice(6, -6),) * 3
     assert torch.allclose(found[0][inner], exact[inner], atol=1e-3)
     assert on_own_grid(values, None, entry)[1] is None
+
+
+def test_registration_is_undone_in_the_map(run, tmp_path, capsys, monkeypatch):
+    """A scan that was turned onto the reference gets its map turned back; without SimpleITK the sentence says so."""
+    folder = tmp_path / "scans"
+    scans(folder, 1)
+    call = ["detect", str(run), str(folder / "head0.nii.gz"), "--stride", "5", "--data.fit", "stretch",
+            "--data.enlarge", "true", "--register", "--out", str(tmp_path / "found")]  # fmt: skip
+    moved = np.eye(4)
+    moved[0, 3] = 2.0  # pixel d of the reference is pixel d + 2 of the scan
+
+    def shifted(image, reference, spacing):
+        assert reference.shape == image.shape and float(reference.std()) > 0.1
+        return Registered(torch.roll(image, -2, 1), moved)
+
+    monkeypatch.setattr("verisim.tasks.scanning.register_rigid", shifted)
+    assert main(call) == 0
+    values = torch.arange(8.0).view(1, 8, 1, 1).expand(1, 8, 3, 3)
+    entry = Entry("none", folder)
+    assert on_own_grid(values, None, entry, moved)[0][0, :, 1, 1].tolist() == [0, 0, 0, 1, 2, 3, 4, 5]
+    flat = torch.arange(6.0).expand(1, 4, 6)
+    aside = np.eye(4)
+    aside[2, 3] = -1.0
+    assert on_own_grid(flat, None, entry, aside)[0][0, 0].tolist() == [1, 2, 3, 4, 5, 0]
+    capsys.readouterr()

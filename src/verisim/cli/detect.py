@@ -38,6 +38,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--filter", type=str, default="", help="of a dense autoencoder's residual: none, median or erosion"
     )
+    parser.add_argument(
+        "--register", action="store_true", help="turn and shift scans onto the model's reference first"
+    )
     data_of_run(parser, argv)
     args = parser.parse_args(argv)
     detector, dataset, data = _open(args)
@@ -138,11 +141,13 @@ def _files(args: Any, detector: Any, dataset: Any, data: Any, normal: Any) -> in
         "normal": args.normal or data.normal,
         "rate": args.rate,
         "parts": args.parts,
+        "register": args.register,
         **_options(args),
     }
     reading = {"window": window, "fit": data.fit, "enlarge": data.enlarge}
     bone = bone_level(_window(dataset, data))
-    scanning = Scanning(detector, dataset, reading, Path(args.out), facts, args.parts, bone)
+    reference = _reference(args, detector) if args.register else None
+    scanning = Scanning(detector, dataset, reading, Path(args.out), facts, args.parts, bone, reference)
     entries = list_scans(args.images, volumes=normal.spec.spatial_dims == 3)
     known = known_normals(scanning, normal, args.rate)
     failed: list[DataError] = []
@@ -160,6 +165,15 @@ def _files(args: Any, detector: Any, dataset: Any, data: Any, normal: Any) -> in
     if failed:
         raise VerisimError(f"{len(failed)} of {len(entries)} images could not be read. First: {failed[0]}")
     return 0
+
+
+def _reference(args: Any, detector: Any) -> Any:
+    """The scan that a detector keeps to register others to."""
+    if not hasattr(detector, "reference_scan"):
+        raise VerisimError(
+            f"{args.run} keeps no reference scan, so nothing can be registered to it: leave out --register."
+        )
+    return detector.reference_scan()
 
 
 def _window(dataset: Any, data: Any) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from verisim.data.atomic import atomic_write
 from verisim.data.folder import Dataset, load_file
 from verisim.data.listing import Entry, scan
+from verisim.data.register import register_rigid
 from verisim.data.spec import Images
 from verisim.data.writers import write_map
 from verisim.errors import DataError, VerisimError
@@ -51,6 +52,9 @@ class Scanning:
     facts: Mapping[str, Any]  # model and settings, JSON; another folder is needed where they differ
     parts: str = ""  # key of PARTS, or none
     bone: float = 0.95  # grey value of bone, for head_ct
+    reference: Tensor | None = (
+        None  # (C, *S) scan that others are registered to; None = they lie alike already
+    )
 
 
 def list_scans(paths: Sequence[str], volumes: bool) -> list[Entry]:
@@ -133,6 +137,10 @@ def search(
 
 def _search_one(s: Scanning, entry: Entry, known: Known) -> dict[str, str]:
     image, affine = load_file(entry, s.dataset, **s.reading)
+    turn = np.eye(4)  # pixel of the searched image -> pixel of the scan as it was read
+    if s.reference is not None:
+        lain = register_rigid(image, s.reference, s.dataset["train"].spec.spacing)
+        image, turn = lain.pixels.clamp(-1, 1), lain.matrix
     found = s.detector.anomaly_map(image[None])
     score = scores(found)
     share = float((found > known.whole.pixel).double().mean())
@@ -147,7 +155,7 @@ def _search_one(s: Scanning, entry: Entry, known: Known) -> dict[str, str]:
         for name, value in _part_scores(s, image, found, affine).items():
             row[f"score_{name}"] = f"{float(value):.5f}"
             row[f"p_{name}"] = f"{float(known.parts[name].p_values(value)):.4f}"
-    values, place = on_own_grid(found[0], affine, entry)
+    values, place = on_own_grid(found[0], affine, entry, turn)
     facts = {"image": Path(entry.name).name, **{k: s.facts[k] for k in ("run",) if k in s.facts}}
     write_map(s.out / row["map"], values, place, facts)
     atomic_write(s.out / f"{map_name(entry)}.png", overlay_png(image, found[0], known.whole.pixel))
@@ -162,25 +170,42 @@ def _part_scores(s: Scanning, image: Tensor, found: Tensor, affine: np.ndarray |
     return structure_scores(found, masks)
 
 
-def on_own_grid(values: Tensor, affine: np.ndarray | None, entry: Entry) -> tuple[Tensor, np.ndarray | None]:
-    """A map (1, D, H, W) on the voxels of the scan that it was made from, and the scan's affine.
+def on_own_grid(
+    values: Tensor,  # (1, *S) map
+    affine: np.ndarray | None,  # (4, 4) of the scan as it was read: (d, h, w, 1) -> mm
+    entry: Entry,
+    turn: np.ndarray
+    | None = None,  # (4, 4) pixel of the map -> pixel of the scan as it was read; None = the same
+) -> tuple[Tensor, np.ndarray | None]:
+    """A map on the voxels of the scan that it was made from, and the scan's affine.
 
-    Linear in between; 0 where the map does not reach. Images without an affine keep the map as it is.
+    Linear in between; 0 where the map does not reach. Images without an affine keep the size that they were read at.
     """
-    if affine is None or values.ndim != 4:
+    to_map = np.eye(4) if turn is None else np.linalg.inv(turn)  # pixel of the scan -> pixel of the map
+    size = tuple(values.shape[1:])
+    if affine is not None and values.ndim == 4:
+        raw = entry.read()
+        if raw.affine is not None and raw.array.ndim == 4:
+            to_map = to_map @ np.linalg.inv(affine) @ raw.affine
+            size, affine = raw.array.shape[1:], raw.affine
+    if size == tuple(values.shape[1:]) and np.allclose(to_map, np.eye(4)):
         return values, affine
-    raw = entry.read()
-    if raw.affine is None or raw.array.ndim != 4:
-        return values, affine
-    to_map = np.linalg.inv(affine) @ raw.affine  # voxel of the scan -> voxel of the map
-    axes = [torch.arange(n, dtype=torch.float64) for n in raw.array.shape[1:]]
-    voxels = torch.stack([*torch.meshgrid(*axes, indexing="ij"), torch.ones(raw.array.shape[1:])], -1)
-    at = (voxels.double() @ torch.from_numpy(to_map).T)[..., :3]  # (D, H, W, 3)
+    return _carried(values, to_map, size), affine
+
+
+def _carried(values: Tensor, to_map: np.ndarray, size: tuple[int, ...]) -> Tensor:
+    """values (1, *S) at the places to_map @ (d, h, w, 1) of all pixels of `size`; (1, *size)."""
+    dims = len(size)
+    axes = [torch.arange(n, dtype=torch.float64) for n in size]
+    index = torch.stack([*torch.meshgrid(*axes, indexing="ij"), torch.ones(size, dtype=torch.float64)], -1)
+    part = np.delete(to_map, range(3 - dims), 0)[:dims]  # rows of the axes there are
+    part = np.delete(part, range(3 - dims), 1)
+    at = index @ torch.from_numpy(part).T  # (*size, dims)
     last = torch.tensor([n - 1 for n in values.shape[1:]], dtype=torch.float64)
     scaled = (2 * at / last - 1).flip(-1).float()  # grid_sample wants (w, h, d)
     out = F.grid_sample(values[None].float(), scaled[None], "bilinear", "border", align_corners=True)[0]
     beyond = ((at < -0.5 - 1e-6) | (at > last + 0.5 + 1e-6)).any(-1)
-    return out.masked_fill(beyond, 0.0), raw.affine
+    return out.masked_fill(beyond, 0.0)
 
 
 def _rows_so_far(out: Path) -> dict[str, dict[str, str]]:
