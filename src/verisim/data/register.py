@@ -5,6 +5,7 @@ Turns and shifts alone, so sizes and shapes stay true. Position regression and r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from verisim.errors import VerisimError
 
-PYRAMID = ((4, 2, 1), (2.0, 1.0, 0.0))  # factors of shrinking, and smoothing in pixels, from coarse to fine
-BINS, SAMPLED, ITERATIONS = 50, 0.25, 200
+SHRINKING, LEAST_SIDE = (4, 2, 1), 24  # factors from coarse to fine; those that leave fewer pixels a side are left out
+BINS, SAMPLES, ITERATIONS = 32, 20_000, 200  # of the histogram; pixels compared; steps at each level
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,17 @@ def _optimised(itk: Any, fixed: Any, moving: Any, dims: int, seed: int) -> Any:
     )
     method = itk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
+    size = fixed.GetSize()
+    factors = [f for f in SHRINKING if min(size) // f >= LEAST_SIDE] or [1]
+    shares = [min(1.0, SAMPLES * f**dims / math.prod(size)) for f in factors]
     method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(SAMPLED, seed + 1)  # 0 would mean the clock
+    method.SetMetricSamplingPercentagePerLevel(shares, seed + 1)  # 0 would mean the clock
     method.SetInterpolator(itk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, ITERATIONS)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, ITERATIONS, gradientMagnitudeTolerance=1e-8)
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel(PYRAMID[0])
-    method.SetSmoothingSigmasPerLevel(PYRAMID[1])
+    method.SetShrinkFactorsPerLevel(factors)
+    method.SetSmoothingSigmasPerLevel([f / 2 if f > 1 else 0.0 for f in factors])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     method.SetInitialTransform(start, inPlace=False)
     return method.Execute(fixed, moving)
 

@@ -70,7 +70,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(24, 12, 8, 4, 0.02, 2, 9, 16, 8, 6, (1, 2), lr=3e-3),
-    "small": Scale(48, 40, 40, 24, 4.0, 4, 15, 48, 16, 4, (1, 2, 4, 8, 16), seeds=2),
+    "small": Scale(48, 40, 40, 24, 4.0, 4, 15, 48, 16, 4, (1, 2, 4, 8, 16), seeds=2, lr=3e-3),
     "full": Scale(256, 110, 60, 40, 600.0, 16, 31, 256, 32, 4, (1, 2, 4, 8, 16, 32, 64), lr=1e-4),
 }
 
@@ -134,7 +134,7 @@ def compare(options: Options, scale: Scale, heads: Heads) -> Result:
         f"{scale.each} of each finding",
         f"{scale.minutes:g} processor minutes per model, last weights, no average",
         "blood: left and right half of every head are two decisions; the bootstrap draws heads. Fracture: the skull, all "
-        "heads. Scores: 99th percentile of the map within the structure",
+        "heads. Scores: 99.9th percentile of the map within the structure",
         "the autoencoder's filter is the one of " + ", ".join(f"{k} {n}" for k, n in FILTERS) + " with the best AUROC on "
         "the test heads, for each question: in its favour",
     ]  # fmt: skip
