@@ -16,7 +16,10 @@ from torch import Tensor
 
 from verisim.errors import VerisimError
 
-SHRINKING, LEAST_SIDE = (4, 2, 1), 24  # factors from coarse to fine; those that leave fewer pixels a side are left out
+SHRINKING, LEAST_SIDE = (
+    (4, 2, 1),
+    24,
+)  # factors from coarse to fine; those that leave fewer pixels a side are left out
 BINS, SAMPLES, ITERATIONS = 32, 20_000, 200  # of the histogram; pixels compared; steps at each level
 
 

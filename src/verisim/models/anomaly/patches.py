@@ -6,6 +6,8 @@ that every pixel is the centre of one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,8 @@ def cut(padded: Tensor, centres: Tensor, patch: int) -> Tensor:
     windows = padded
     for axis in range(1, padded.ndim):
         windows = windows.unfold(axis, patch, 1)  # a view (C, *S, p, ..., p)
-    return windows[(slice(None), *centres.unbind(1))].movedim(0, 1)
+    where: tuple[Any, ...] = (slice(None), *centres.unbind(1))
+    return windows[where].movedim(0, 1)
 
 
 def grid(size: tuple[int, ...], stride: int) -> list[Tensor]:
