@@ -106,7 +106,7 @@ def make_heads(scale: Scale) -> Heads:
     size = (scale.size,) * 3
     train_set = head_ct.make(scale.train, 1, size, findings="normal", window=WINDOW).images
     made = [
-        head_ct.make(scale.each if k else scale.normal, 100 + k, size, findings=name, window=WINDOW)  # type: ignore[arg-type]
+        head_ct.make(scale.each if k else scale.normal, 200 + k, size, findings=name, window=WINDOW)  # type: ignore[arg-type]
         for k, name in enumerate(head_ct.CLASS_NAMES)
     ]
     pixels = torch.cat([m.images.pixels for m in made])
