@@ -70,8 +70,8 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(24, 12, 8, 4, 0.02, 2, 9, 16, 8, 6, (1, 2), lr=3e-3),
-    "small": Scale(48, 40, 40, 24, 4.0, 4, 15, 48, 16, 4, (1, 2, 4, 8, 16), seeds=2, lr=3e-3),
-    "full": Scale(256, 110, 60, 40, 600.0, 16, 31, 256, 32, 4, (1, 2, 4, 8, 16, 32, 64), lr=1e-4),
+    "small": Scale(48, 40, 40, 24, 4.0, 4, 15, 48, 8, 4, (1, 2, 4, 8, 16), seeds=2, lr=3e-3),
+    "full": Scale(256, 110, 60, 40, 600.0, 8, 31, 256, 32, 4, (1, 2, 4, 8, 16, 32, 64), lr=1e-4),
 }
 
 
@@ -106,7 +106,7 @@ def make_heads(scale: Scale) -> Heads:
     size = (scale.size,) * 3
     train_set = head_ct.make(scale.train, 1, size, findings="normal", window=WINDOW).images
     made = [
-        head_ct.make(scale.each if k else scale.normal, 100 + k, size, findings=name, window=WINDOW)  # type: ignore[arg-type]
+        head_ct.make(scale.each if k else scale.normal, 200 + k, size, findings=name, window=WINDOW)  # type: ignore[arg-type]
         for k, name in enumerate(head_ct.CLASS_NAMES)
     ]
     pixels = torch.cat([m.images.pixels for m in made])

@@ -58,12 +58,16 @@ class Scanning:
 
 
 def list_scans(paths: Sequence[str], volumes: bool) -> list[Entry]:
-    """Files as they are named, and every image of folders. VerisimError if two would write one map."""
+    """Files as they are named, and every image of folders. DataError for a name that is not there, VerisimError if two
+    would write one map.
+    """
     found: list[Entry] = []
     for text in paths:
         path = Path(text)
         if path.is_dir():
             found += scan(path, volumes=volumes).entries
+        elif not path.exists():
+            raise DataError(f"{path}: no such file. Check the name and the folder.")
         else:
             found.append(Entry(path.name, path))
     names = [map_name(e) for e in found]
