@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from verisim.errors import VerisimError
 from verisim.nets.conditioning import SPADE, CrossAttention
@@ -152,6 +153,32 @@ def doubled(x: Tensor) -> Tensor:
     for _ in size[1:]:
         y = torch.cat([y, y], dim=-1).flatten(-2)
     return y.view(b, c, *[2 * s for s in size])
+
+
+class Backbone(nn.Module):
+    """What networks share that denoise images of a class: recomputing blocks, and the null class."""
+
+    num_classes: int  # 0 = none
+    checkpointing: bool
+
+    def run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+        """block(*inputs), recomputed in the backward pass if `checkpointing`."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def check_label(self, label: Tensor | None, x: Tensor) -> Tensor | None:
+        """label, the null class in its place if None, or None for a net without classes."""
+        if self.num_classes == 0:
+            if label is not None:
+                raise VerisimError(
+                    f"This {type(self).__name__} was built without classes (num_classes=0) but got a label. "
+                    "Pass label=None or build it with num_classes."
+                )
+            return None
+        if label is None:
+            return torch.full((len(x),), self.num_classes, dtype=torch.long, device=x.device)
+        return label
 
 
 class NoiseEmbedding(nn.Module):

@@ -13,16 +13,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from verisim.errors import VerisimError
-from verisim.nets.blocks import EmbeddingKind, NoiseEmbedding, zeroed
+from verisim.nets.blocks import Backbone, EmbeddingKind, NoiseEmbedding, zeroed
 from verisim.nets.unet import check_conditions, check_size, fold, unfold
 
 PositionKind = Literal["sincos", "rope"]
 
 
-class DiT(nn.Module):
+class DiT(Backbone):
     """Image (B, C, *S), noise level and condition -> image (B, C', *S); the output is 0 at the start.
 
     Every side of S must be a multiple of `stride` = patch. Any size works, also one not trained on.
@@ -122,25 +121,6 @@ class DiT(nn.Module):
         for axis in range(2, x.ndim):
             weight = weight.repeat_interleave(self.patch, dim=axis)
         return keep, weight
-
-    def run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        """block(*inputs), recomputed in the backward pass if `checkpointing`."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-    def check_label(self, label: Tensor | None, x: Tensor) -> Tensor | None:
-        """label, the null class in its place if None, or None for a net without classes."""
-        if self.num_classes == 0:
-            if label is not None:
-                raise VerisimError(
-                    "This DiT was built without classes (num_classes=0) but got a label. "
-                    "Pass label=None or build it with num_classes."
-                )
-            return None
-        if label is None:
-            return torch.full((len(x),), self.num_classes, dtype=torch.long, device=x.device)
-        return label
 
 
 class DiTBlock(nn.Module):

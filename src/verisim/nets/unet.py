@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from verisim.errors import VerisimError
 from verisim.nets.blocks import (
     CONV,
+    Backbone,
     Block,
     EmbeddingKind,
     NoiseEmbedding,
@@ -29,7 +28,7 @@ from verisim.nets.norm import GroupNorm
 SkipKind = Literal["concat", "average"]
 
 
-class UNet(nn.Module):
+class UNet(Backbone):
     """Image (B, C, *S), noise level and class -> image (B, C', *S); the output is 0 at the start.
 
     Every side of S must be a multiple of `stride` = patch * 2^(levels - 1).
@@ -149,25 +148,6 @@ class UNet(nn.Module):
             h = self.run(block, h, emb, skips.pop(), *conditions)
         h = self.conv_out(F.silu(self.norm_out(h)))
         return unfold(h, self.patch).to(x.dtype).contiguous()
-
-    def run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        """block(*inputs), recomputed in the backward pass if `checkpointing`."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-    def check_label(self, label: Tensor | None, x: Tensor) -> Tensor | None:
-        """label, the null class in its place if None, or None for a net without classes."""
-        if self.num_classes == 0:
-            if label is not None:
-                raise VerisimError(
-                    "This U-Net was built without classes (num_classes=0) but got a label. "
-                    "Pass label=None or build it with num_classes."
-                )
-            return None
-        if label is None:
-            return torch.full((len(x),), self.num_classes, dtype=torch.long, device=x.device)
-        return label
 
 
 def check_conditions(net: str, built: dict[str, int], given: dict[str, Tensor | None]) -> None:
