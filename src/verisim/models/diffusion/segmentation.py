@@ -120,18 +120,32 @@ class DiffusionSegmenter(SegmentationModel):
 
     def mask_loss(self, x: Tensor, mask: Tensor) -> Loss:
         """Mean squared error of the noise (B,), images (B, C, *S) in [-1, 1], masks (B, 1, *S) 0 or 1."""
-        b, x0 = self.training_view(x, mask)
+        return self._noise_loss(*self.training_view(x, mask)), {}
+
+    def trial_loss(self, x: Tensor, label: Tensor | None) -> Tensor:
+        """The loss with bright pixels in place of masks; of a patch in the middle where patches are trained on."""
+        b, mask = self.condition(x), (x[:, :1] > 0).float()
+        if self.train_on != "patch":
+            return self._noise_loss(*self.training_view(x, mask)).mean()
+        for axis, n in enumerate(
+            x.shape[2:], start=2
+        ):  # no drawn place, so that memory can be counted unseen
+            b, mask = (t.narrow(axis, (n - self.patch) // 2, self.patch) for t in (b, mask))
+        return self._noise_loss(b, mask).mean()
+
+    def _noise_loss(self, b: Tensor, x0: Tensor) -> Tensor:
+        """Mean squared error of the noise (B,), given the condition [b, CE] and masks of 0 and 1."""
         x0 = x0 * (1 - self.label_low) + self.label_low
         n = len(x0)
         t = (
             1000 * ((torch.arange(n) + torch.rand(n, dtype=torch.float64)) / n)
         ).long()  # uniform, stratified
-        sigma = self.table[t.clamp(max=999)].to(x.device)
+        sigma = self.table[t.clamp(max=999)].to(x0.device)
 
         def network(x_t: Tensor, step: Tensor, label: Tensor | None) -> Tensor:
             return self._evaluate(self.net, torch.cat([b, x_t], 1), step)
 
-        return self.parametrisation.loss(network, x0, torch.randn_like(x0), sigma), {}
+        return self.parametrisation.loss(network, x0, torch.randn_like(x0), sigma)
 
     def training_view(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The network's condition [b, CE] and the mask that a training step sees."""
