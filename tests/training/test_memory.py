@@ -144,3 +144,17 @@ def test_profile_command(tmp_path, capsys):
     assert found[0]["training_bytes"] > 4 * 4 * found[0]["parameters"]  # weights, gradients, two moments
     assert "kept for the backward pass" in capsys.readouterr().out
     assert main(["profile", "X-V-fxi"]) == 2
+
+
+def test_patches_of_the_sources_network_need_an_eighth(tmp_path):
+    """PatchDDM against FullRes at 256^3, counted without allocating: at most a seventh (spec 002, D)."""
+    kept = {}
+    for name in ("B-D", "B-E"):
+        out = tmp_path / f"{name}.json"
+        options = ["--variant", "source", "--steps", "0", "--training.precision", "float32", "--out", str(out)]
+        assert main(["profile", name, *options]) == 0
+        found = json.loads(out.read_text())["resources"]
+        assert not found["allocated"]
+        kept[name] = found["saved_bytes"] / 2**30
+    assert kept["B-D"] == pytest.approx(10.5, abs=0.05) and kept["B-E"] == pytest.approx(84, abs=0.5)
+    assert kept["B-D"] < kept["B-E"] / 7
