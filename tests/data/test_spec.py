@@ -1,5 +1,7 @@
 """Ranges are part of the type: a mismatch is an error, never a silent rescale."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,3 +58,25 @@ def test_subset_keeps_labels_and_names():
     )
     y = x.subset(torch.tensor([False, True, True]))
     assert y.labels.tolist() == [6, 7] and y.patients == ("b", "c") and y.names == ("y", "z")
+
+
+def test_joined_sets_keep_what_both_know():
+    """Labels, masks, texts, patients and names of both, in order; what one lacks is left out; ranges must agree."""
+    a, b = images(n=2), images(n=3)
+
+    def known(x, k):
+        masks = torch.full((len(x), 1, 8, 8), k, dtype=torch.uint8)
+        texts = (f"text {k}",) * len(x)
+        return replace(x, labels=torch.full((len(x),), k), segmentation=masks, texts=texts, names=texts)
+
+    both = known(a, 1).joined(known(b, 2))
+    assert torch.equal(both.pixels, torch.cat([a.pixels, b.pixels]))
+    assert both.labels.tolist() == [1, 1, 2, 2, 2]
+    assert both.segmentation.flatten(1)[:, 0].tolist() == [1, 1, 2, 2, 2]
+    assert both.texts == both.names == ("text 1",) * 2 + ("text 2",) * 3
+    assert both.patients is None and len(both) == 5
+    half = known(a, 1).joined(b)
+    assert half.labels is None and half.segmentation is None and half.texts is None
+    assert a.joined(known(b, 2)).labels is None
+    with pytest.raises(RangeError, match="joined images"):
+        a.joined(images(low=0.0))

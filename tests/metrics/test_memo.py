@@ -37,8 +37,12 @@ def test_what_changes_the_numbers_changes_the_key():
     assert digest([a, TINY]) == digest([b, TINY])
     b.pixels[0, 0, 0, 0] += 0.001
     labelled = replace(a, labels=torch.zeros(4, dtype=torch.long))
-    others = [[b, TINY], [labelled, TINY], [a, replace(TINY, seed=1)], [TINY, a]]
-    assert len({digest(p) for p in [[a, TINY], *others]}) == 5
+    masked = replace(a, segmentation=torch.zeros(4, 1, *a.spec.size, dtype=torch.uint8))
+    other_mask = replace(masked, segmentation=masked.segmentation + 1)
+    described = replace(a, texts=("a", "b", "c", "d"))
+    others = [[x, TINY] for x in (masked, other_mask, described)]
+    others += [[b, TINY], [labelled, TINY], [a, replace(TINY, seed=1)], [TINY, a]]
+    assert len({digest(p) for p in [[a, TINY], *others]}) == 8
 
 
 def test_damaged_measurements_are_made_again(tmp_path):

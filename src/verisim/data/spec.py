@@ -6,7 +6,8 @@ it. Here a batch carries its range, and a mismatch is an error, never a silent r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,6 +124,21 @@ class Images:
             None if self.ages is None else self.ages[index],
             texts=None if self.texts is None else tuple(self.texts[i] for i in take),
         )
+
+    def joined(self, other: Images) -> Images:
+        """These images and then `other`'s; what only one of the sets knows (labels, masks, ...) is left out.
+
+        Raises RangeError unless both share size, channels and range.
+        """
+        self.require_same_spec(other, "joined images")
+        found: dict[str, Any] = {}
+        for f in fields(self):
+            a, b = getattr(self, f.name), getattr(other, f.name)
+            if isinstance(a, Tensor):
+                found[f.name] = None if b is None else torch.cat([a, b])
+            elif f.name != "spec":
+                found[f.name] = None if a is None or b is None else a + b
+        return replace(self, **found)
 
     def require_same_spec(self, other: Images, where: str) -> None:
         """Raise RangeError unless both sets share size, channels and range."""

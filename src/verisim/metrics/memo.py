@@ -52,13 +52,18 @@ def _read(path: Path) -> Measured | None:
 
 
 def digest(parts: list[Any]) -> str:
-    """SHA-256 over parts in order; images count with pixels, range, labels and patients."""
+    """SHA-256 over parts in order; images count with pixels, range, labels, masks, texts and patients."""
     h = hashlib.sha256()
     for part in parts:
         if isinstance(part, Images):
             h.update(f"{part.spec} {part.patients} {tuple(part.pixels.shape)}".encode())
             h.update(part.pixels.contiguous().numpy().data)
             h.update(b"" if part.labels is None else part.labels.contiguous().numpy().data)
+            if part.segmentation is not None:
+                h.update(b"mask")
+                h.update(part.segmentation.contiguous().numpy().data)
+            if part.texts is not None:
+                h.update(repr(part.texts).encode())
         else:
             h.update(repr(part).encode())
         h.update(b"|")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from verisim.data.folder import Dataset
@@ -31,15 +29,7 @@ def held_out(dataset: Dataset) -> Images:
             "There are no held-out images: the data have no test split. Mark some patients as 'test' in "
             "manifest.csv, or train with --data.split new, which holds some patients out."
         )
-    if len(parts) == 1:
-        return parts[0].quantise()
-    a, b = parts
-    labels = None if a.labels is None or b.labels is None else torch.cat([a.labels, b.labels])
-    patients = None if a.patients is None or b.patients is None else a.patients + b.patients
-    names = None if a.names is None or b.names is None else a.names + b.names
-    return replace(
-        a, pixels=torch.cat([a.pixels, b.pixels]), labels=labels, patients=patients, names=names
-    ).quantise()
+    return (parts[0] if len(parts) == 1 else parts[0].joined(parts[1])).quantise()
 
 
 def show_progress(where: str) -> Progress:
