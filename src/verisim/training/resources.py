@@ -58,11 +58,13 @@ def measure(
     timed: int = 1,  # steps to time after a first one that is not; 0 = none
 ) -> Resources:
     """Count a step of the model's `trial_loss` and, where memory allows, run and time it."""
-    model.learn_texts(texts)
+    if texts is not None:
+        model.learn_texts(texts)
     model.prepare(x)
     x = x.expand(batch, *x.shape[1:])
     label = torch.zeros(batch, dtype=torch.long) if classes else None
-    label = model.condition_of(label, texts[:batch] if texts else None)
+    if texts is not None:
+        label = model.condition_of(label, texts[:batch])
     counted, forward, allocated = _count(model, x, label, precision)
     parameters = sum(p.numel() for p in model.parameters())
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
