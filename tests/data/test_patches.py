@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from verisim.data.patches import coordinates, crop, crop_starts, halved, restored
+from verisim.data.patches import coordinates, crop_starts, crops, halved, restored
 from verisim.errors import VerisimError
 
 
@@ -15,7 +15,7 @@ def test_crop_of_coordinates_is_the_slice_of_the_full_ramp(size):
         torch.equal(ramps[a].amin(), torch.tensor(-1.0)) and ramps[a].amax() == 1 for a in range(len(size))
     )
     starts = crop_starts(size, 4, 8, generator=torch.Generator().manual_seed(0))
-    part = crop(ramps.expand(8, *ramps.shape), starts, 4)
+    part = crops(ramps.expand(8, *ramps.shape), starts, (4,) * ramps.shape[0])
     assert part.shape == (8, len(size), *[4] * len(size))
     for row, first in zip(part, starts.tolist()):
         corner = row[(slice(None), *[0] * len(size))]

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from verisim.data.patches import crops
 from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
 from verisim.hub.weights import ModelCard, load_model, save_model
 from verisim.models import build_model
 from verisim.models.diffusion.patches import patch_size
-from verisim.nets.coordinates import crops
 from verisim.training.memory import with_saved_bytes
 
 NET = {"channels": (8, 8), "blocks": 1, "allow_small_features": True, "steps": 3}

@@ -151,7 +151,16 @@ def test_patches_of_the_sources_network_need_an_eighth(tmp_path):
     kept = {}
     for name in ("B-D", "B-E"):
         out = tmp_path / f"{name}.json"
-        options = ["--variant", "source", "--steps", "0", "--training.precision", "float32", "--out", str(out)]
+        options = [
+            "--variant",
+            "source",
+            "--steps",
+            "0",
+            "--training.precision",
+            "float32",
+            "--out",
+            str(out),
+        ]
         assert main(["profile", name, *options]) == 0
         found = json.loads(out.read_text())["resources"]
         assert not found["allocated"]

@@ -14,6 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from verisim.data.patches import coordinates, crop_coordinates, crops, random_corners
 from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
 from verisim.models.base import Loss
@@ -21,7 +22,6 @@ from verisim.models.diffusion.backbones import padded
 from verisim.models.diffusion.denoising import DenoisingDiffusion
 from verisim.models.diffusion.training_noise import Noise
 from verisim.nets.blocks import Padding, convolution
-from verisim.nets.coordinates import coordinates, crop_coordinates, crops, random_corners
 from verisim.nets.norm import by_pixel
 from verisim.nets.unet import UNet
 from verisim.seeding import generator as seeded

@@ -24,7 +24,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from verisim.data.patches import Halving, Start, check_patch, coordinates, crop, crop_starts, halved, restored
+from verisim.data.patches import (
+    Halving,
+    Start,
+    check_patch,
+    coordinates,
+    crop_starts,
+    crops,
+    halved,
+    restored,
+)
 from verisim.data.spec import ImageSpec
 from verisim.diffusion.parametrisation import Parametrisation
 from verisim.diffusion.samplers import SAMPLERS
@@ -152,7 +161,8 @@ class DiffusionSegmenter(SegmentationModel):
         b = self.condition(x)
         if self.train_on == "patch":
             starts = crop_starts(x.shape[2:], self.patch, len(x), self.crop)
-            return crop(b, starts, self.patch), crop(mask, starts, self.patch)
+            side = (self.patch,) * self.spec.spatial_dims
+            return crops(b, starts, side), crops(mask, starts, side)
         if self.train_on == "half":
             return halved(b, self.halving), (halved(mask, self.halving) > 0.5).float()
         return b, mask

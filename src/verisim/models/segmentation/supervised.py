@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from verisim.data.patches import Start, check_patch, crop, crop_starts
+from verisim.data.patches import Start, check_patch, crop_starts, crops
 from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
 from verisim.models.base import Loss
@@ -67,7 +67,7 @@ class SupervisedSegmenter(SegmentationModel):
         """Soft Dice loss + binary cross-entropy (B,) of images (B, C, *S) and masks (B, 1, *S)."""
         if self.patch:
             starts = crop_starts(x.shape[2:], self.patch, len(x), self.crop)
-            x, mask = (crop(v, starts, self.patch) for v in (x, mask))
+            x, mask = (crops(v, starts, (self.patch,) * self.spec.spatial_dims) for v in (x, mask))
         logits = self._logits(x, self.net)
         dice = soft_dice_loss(logits.sigmoid(), mask)
         entropy = F.binary_cross_entropy_with_logits(logits, mask, reduction="none").flatten(1).mean(1)

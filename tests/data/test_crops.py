@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from verisim.data.patches import coordinates, crop_coordinates, crops, random_corners
 from verisim.errors import VerisimError
-from verisim.nets.coordinates import coordinates, crop_coordinates, crops, random_corners
 
 
 @pytest.mark.parametrize("size", [(9, 5), (4, 6, 3), (1, 7)])
