@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from argparse import RawDescriptionHelpFormatter
+from argparse import Action, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +14,10 @@ from verisim.errors import VerisimError, nearest
 
 
 class _Formatter(RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """Keeps the line breaks of examples."""
+    """Keeps the line breaks of examples, and calls a choice of words a text."""
+
+    def _expand_help(self, action: Action) -> str:
+        return re.sub(r"type: <function .*? at \w+>", "type: str", super()._expand_help(action))
 
 
 class Parser(jsonargparse.ArgumentParser):
