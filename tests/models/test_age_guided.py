@@ -11,7 +11,6 @@ from verisim.models import build_model
 from verisim.models.diffusion.age_guided import AgeGuidedDiffusion
 from verisim.nets.guided_encoder import GuidedEncoder
 from verisim.phantoms import growing_brain
-from verisim.recipes import catalogue
 from verisim.seeding import generator
 
 SMALL = {"channels": (8, 16), "blocks": 1, "attention": (False, False), "regressor_attention": (False, True),
@@ -117,4 +116,3 @@ def test_refusals():
     encoder = GuidedEncoder((16, 16), 1, 1, (8, 16), 1, (False, True), 8, 4)
     with pytest.raises(VerisimError, match=r"made for \(16, 16\) only"):
         encoder(torch.zeros(1, 1, 32, 32), torch.zeros(1))
-    assert {catalogue()[n].status for n in ("B-M", "B-M1")} == {"partial"}

@@ -1,5 +1,7 @@
 """The catalogue: every recipe builds, names real settings, and refuses what it does not know."""
 
+from pathlib import Path
+
 import pytest
 
 from verisim.cli.train import build_parser
@@ -91,3 +93,11 @@ def test_extends_takes_over_and_changes():
     """A sweep keeps the baseline's settings but for its own."""
     base, sweep = RECIPES["X-G0"].settings("source"), RECIPES["X-G-lr"].settings("full")
     assert sweep["model"] == {**base["model"], "lr": 1e-5} and sweep["data"] == base["data"]
+
+
+@pytest.mark.parametrize("name", sorted(n for n, r in catalogue().items() if r.status == "done"))
+def test_done_means_that_results_are_committed(name):
+    """A system is done when what its reproduction measured is there to be read."""
+    root = Path(__file__).parents[2] / "results"
+    wanted = catalogue()[name].reproduction
+    assert wanted and list(root.glob(f"{wanted}.*.json")), f"{name}: nothing in results/ of '{wanted}'"
