@@ -70,7 +70,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(24, 12, 8, 4, 0.02, 2, 9, 16, 8, 6, (1, 2), lr=3e-3),
-    "small": Scale(48, 40, 40, 24, 4.0, 4, 15, 48, 8, 4, (1, 2, 4, 8, 16), seeds=2, lr=3e-3),
+    "small": Scale(48, 40, 40, 24, 4.0, 4, 15, 48, 8, 4, (1, 2, 4, 8), seeds=2, lr=3e-3),
     "full": Scale(256, 110, 60, 40, 600.0, 8, 31, 256, 32, 4, (1, 2, 4, 8, 16, 32, 64), lr=1e-4),
 }
 
@@ -193,6 +193,7 @@ def trained(folder: Path, scale: Scale, heads: Heads, name: str, width: int, see
     training = TrainSettings(
         batch_size=recipe.training["batch_size"], max_minutes=scale.minutes, clock="cpu", ema=0, clip=0,
         precision="float32", seed=seed, sample_minutes=0, accelerator="auto",
+        channels_last=True,  # with few channels faster on CPUs too, for both kinds of model
     )  # fmt: skip
     if not run.weights.exists():
         fresh = not run.config_path.exists()

@@ -56,12 +56,16 @@ class Scale:
     steps: int  # sampling steps; 0 = the recipe's own
     domain_steps: int  # training steps of the feature network; 0 = random features alone
     pairs: int  # of volumes for MS-SSIM
-    tiny: bool = False  # networks of a few channels, to see that it runs
+    channels: str = ""  # of every network, one width per level; "" = the recipes' own
+    batch: int = 0  # volumes per training step; 0 = the recipes' own
+    precision: str = ""  # of training; "" = the recipes' own
 
 
 SCALES = {
-    "smoke": Scale(16, 1, 0.03, "small-3d", 24, 150, 3, 0, 20, tiny=True),
-    "small": Scale(32, 1, 10.0, "small-3d", 200, 1000, 0, 300, 200),
+    "smoke": Scale(16, 1, 0.03, "small-3d", 24, 150, 3, 0, 20, channels="[8,16]"),
+    "small": Scale(
+        24, 1, 10.0, "small-3d", 200, 1000, 50, 300, 200, channels="[16,32]", batch=4, precision="bf16"
+    ),
     "full": Scale(64, 3, 0.0, "full", 1000, 5000, 0, 1000, 1000),
 }
 
@@ -139,8 +143,12 @@ def _job(out: Path, data: DataSettings, recipe: str, seed: int, minutes: float, 
         "training.sample_minutes": 0,
     }
     diffusion = recipe not in FIRST_STAGE.values()
-    if scale.tiny:
-        overrides |= {"model.channels": "[8,16]", **({"model.head_channels": 8} if diffusion else {})}
+    if scale.channels:
+        overrides |= {"model.channels": scale.channels, **({"model.head_channels": 8} if diffusion else {})}
+    if scale.batch:
+        overrides["training.batch_size"] = scale.batch
+    if scale.precision:
+        overrides["training.precision"] = scale.precision
     if scale.size < 32 and diffusion and recipe != "16-G":
         overrides["model.allow_small_features"] = "true"
     if scale.steps and diffusion:

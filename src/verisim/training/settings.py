@@ -26,7 +26,7 @@ class TrainSettings:
             --ema_length' makes an average of any length after training; 0 = none. Each is two networks large
         precision: bf16 halves memory and is faster on recent CPUs and GPUs
         clip: largest gradient norm; 0 = no clipping (GANs clip on their own)
-        channels_last: memory layout; may help on GPUs, slows training on CPUs
+        channels_last: memory layout; helps some GPUs and, with few channels, CPUs; slows wide networks on CPUs
         seed: seed of weights, data order and noise
         checkpoint_minutes: time between checkpoints
         checkpoint_steps: steps between checkpoints; 0 = by time alone
