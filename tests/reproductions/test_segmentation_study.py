@@ -33,6 +33,7 @@ def test_smoke_study(tmp_path):
     numbers = body["numbers"]
     assert set(numbers["systems"]) == {"B-D", "B-J", "B-D:shuffled", "threshold"}
     assert {len(rows) for rows in numbers["cases"].values()} == {8} and len(numbers["sweep"]) == 4
+    assert len(numbers["reference"]) == 2
     assert {"control", "upper", "rescue", "works"} <= {c["name"] for c in body["claims"]}
     for name in ("B-D", "B-J", "B-D-shuffled", "sweep.dice", "sweep.hd95"):
         assert (tmp_path / "figures" / "002-segmentation.smoke" / f"{name}.png").exists(), name
@@ -62,11 +63,13 @@ def test_claims_follow_the_numbers():
         {"steps": s, "members": m, "dice": d}
         for s, m, d in ((3, 1, 0.1), (3, 9, 0.6), (20, 1, 0.80), (20, 9, 0.82), (50, 1, 0.81), (50, 9, 0.79))
     ]
+    scale = {"judged": (20, 5), "reference": (1000, 4)}
     known = {"B-D": {"calibration": {"auroc": 0.9, "error_rate": [0.0, None, 0.3]}}}
-    found = {c.name: c.holds for c in claims({"cases": cases, "sweep": grid, "systems": known})}
+    numbers = {"cases": cases, "sweep": grid, "systems": known, "scale": scale, "reference": rows(0.9, 0.8)}
+    found = {c.name: c.holds for c in claims(numbers)}
     assert found == {
         "patch-full": True, "patch-half": None, "half-hd95": False, "control": False, "upper": True,
-        "rescue": True, "twenty": True, "works": False, "variance": True,
+        "rescue": True, "twenty": True, "ensemble": True, "works": False, "reference": False, "variance": True,
     }  # fmt: skip
 
 

@@ -52,6 +52,7 @@ def claims(numbers: dict[str, Any]) -> list[Claim]:
         *found,
         *([upper] if upper else []),
         *_of_sampling(numbers["sweep"]),
+        *_of_reference(numbers["reference"], cases.get("B-D", []), numbers["scale"]),
         *_of_variance(numbers["systems"]),
     ]
 
@@ -118,6 +119,12 @@ def _of_sampling(cells: list[dict[str, Any]]) -> list[Claim]:
         text = f"one member: Dice {at[20, members[0]]:.3f} at 20 steps, {at[most, members[0]]:.3f} at {most}"
         where = SOURCE + "figure 5 (within 0.02)"
         found.append(Claim("twenty", "20 steps are as good as many", where, change >= -0.02, text))
+    middle = 20 if 20 in steps else most
+    alone, together = at[middle, members[0]], at[middle, many]
+    text = f"{middle} steps: Dice {alone:.3f} alone, {together:.3f} with {many} members"
+    found.append(
+        Claim("ensemble", "An ensemble is better than one sample", SOURCE + "Table 2", together > alone, text)
+    )
     top = at[most, members[-1]]
     found.append(
         Claim(
@@ -129,6 +136,23 @@ def _of_sampling(cells: list[dict[str, Any]]) -> list[Claim]:
         )
     )
     return found
+
+
+def _of_reference(
+    long: list[dict[str, Any]], judged: list[dict[str, Any]], scale: dict[str, Any]
+) -> list[Claim]:
+    """A few steps and an ensemble against one sample of many steps, on the same cases."""
+    if not long or not judged:
+        return []
+    (steps, members), many = scale["judged"], scale["reference"][0]
+    gain = _gain(judged[: len(long)], long, "dice")
+    text = (
+        f"Dice {_mean(judged[: len(long)], 'dice'):.3f} with {steps} steps and {members} members, "
+        f"{_mean(long, 'dice'):.3f} with {many} steps and one; advantage {gain.value:.3f} "
+        f"[{gain.low:.3f}, {gain.high:.3f}], {len(long)} cases"
+    )
+    statement = f"{steps} steps with {members} members come within 0.01 Dice of one sample of {many} steps"
+    return [Claim("reference", statement, "threshold ours", gain.value >= -0.01, text)]
 
 
 def _of_variance(systems: dict[str, Any]) -> list[Claim]:

@@ -21,6 +21,7 @@ from verisim.data.folder import load_images
 from verisim.data.spec import Images
 from verisim.errors import VerisimError
 from verisim.hub.weights import load_model
+from verisim.metrics.memo import Memo
 from verisim.metrics.segmentation import dice
 from verisim.models.diffusion.segmentation import DiffusionSegmenter
 from verisim.models.segmentation.base import Prediction
@@ -52,13 +53,21 @@ class Scale:
     steps: tuple[int, ...]  # of the study
     members: tuple[int, ...]
     judged: tuple[int, int]  # steps and members with which systems are compared
+    reference: tuple[int, int]  # steps of a single sample that the judged one is held against, and test cases
 
 
 SCALES = {
-    "smoke": Scale("32", 40, "small-2d", 0.05, (2, 4), (1, 2), (4, 2)),
-    "small": Scale("32x32x32", 60, "small", 6.0, (3, 5, 10, 20, 50), (1, 3, 5), (20, 5)),
+    "smoke": Scale("32", 40, "small-2d", 0.05, (2, 4), (1, 2), (4, 2), (8, 2)),
+    "small": Scale("32x32x32", 60, "small", 6.0, (3, 5, 10, 20, 50), (1, 3, 5), (20, 5), (1000, 4)),
     "full": Scale(
-        "256x256x256", 80, "full", 60.0, (3, 5, 7, 11, 15, 20, 25, 30, 100), (1, 3, 5, 9, 15), (20, 5)
+        "256x256x256",
+        80,
+        "full",
+        60.0,
+        (3, 5, 7, 11, 15, 20, 25, 30, 100),
+        (1, 3, 5, 9, 15),
+        (20, 5),
+        (1000, 16),
     ),
 }
 
@@ -85,7 +94,9 @@ def _study(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     names = (*systems, *((CONTROL,) if "B-D" in systems else ()))
     scores: dict[str, list[CaseScore]] = {name: [] for name in (*names, "threshold")}
     grid: list[dict[str, Any]] = []
+    long: list[CaseScore] = []  # many steps, one sample
     facts: dict[str, Any] = {}
+    memory = options.out / "measured"
     figures = options.results / "figures" / f"002-segmentation.{options.scale}"
     folds = _folds(options.data, scale)
     for fold, (training, test) in folds.items():
@@ -97,9 +108,14 @@ def _study(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
             if isinstance(model, DiffusionSegmenter):
                 model.configure_sampling(**chosen)
             digest = facts[name]["sha256"]
-            scores[name] += evaluate(model, test, memory=options.out / "measured", identity=digest)
+            scores[name] += evaluate(model, test, memory=memory, identity=digest)
             if name == "B-D":
-                grid += sweep(model, test, scale.steps, scale.members)
+                grid += _grid(model, test, scale, memory, digest)
+                if not options.data:
+                    few = test.subset(torch.arange(min(scale.reference[1], len(test))))
+                    model.configure_sampling(steps=scale.reference[0], ensemble=1)
+                    long = evaluate(model, few, memory=memory, identity=digest)
+                    model.configure_sampling(**chosen)
             if not options.data and fold == next(iter(folds)):
                 _picture(figures / f"{name.replace(':', '-')}.png", model, test, name)
         scores["threshold"] += threshold_baseline(training, test)
@@ -110,6 +126,7 @@ def _study(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
             atomic_write(figures / f"sweep.{measure}.png", sweep_png(cells, measure))
     cases = {name: [_brief(s) for s in each] for name, each in scores.items()}
     numbers = {"systems": table, "cases": cases, "sweep": cells, "facts": facts, "scale": asdict(scale)}
+    numbers["reference"] = [_brief(s) for s in long]
     notes = [
         f"images: {Path(options.data).name + ', leave one subject out' if options.data else 'tumour phantoms of the brain'}",
         f"{scale.minutes:g} processor minutes and one training seed per model; averaged weights; nothing was selected on "
@@ -119,6 +136,16 @@ def _study(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     ]
     part = "" if not options.data else Path(options.data).name
     return Result("002-segmentation", options.scale, claims(numbers), numbers, notes, part=part)
+
+
+def _grid(
+    model: DiffusionSegmenter, test: Images, scale: Scale, memory: Path, digest: str
+) -> list[dict[str, Any]]:
+    """The study of steps and members, made once."""
+    parts = ["segmentation sweep", digest, scale.steps, scale.members, test]
+    return Memo(memory).fetch(parts, lambda: ({"cells": sweep(model, test, scale.steps, scale.members)}, {}))[
+        0
+    ]["cells"]
 
 
 def _folds(folder: str, scale: Scale) -> dict[str, tuple[Images, Images]]:
