@@ -16,14 +16,14 @@ EXAMPLES = """\
 
 
 def main(argv: list[str]) -> int:
-    from verisim.cli.train import _peek, _plain, add_recipe
+    from verisim.cli.train import peek, plain, add_recipe
     from verisim.data.atomic import atomic_write
     from verisim.recipes import load_recipe
     from verisim.training.run_folder import environment
     from verisim.training.settings import TrainSettings
     from verisim.training.source import DataSettings
 
-    name, variant = _peek(argv)
+    name, variant = peek(argv)
     parser = Parser(
         "profile",
         "Count what a training step of a recipe takes. Activations are counted without allocating them, so that "
@@ -37,12 +37,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=str, default="", help="JSON file to write to")
     add_recipe(parser, name, variant)
     args = parser.parse_args(argv)
-    training, data = TrainSettings(**_plain(args.training)), DataSettings(**_plain(args.data))
+    training, data = TrainSettings(**plain(args.training)), DataSettings(**plain(args.data))
     kind = load_recipe(name).settings(variant)["model"]["name"]
-    found = _measure(kind, _plain(args.model), training, data, args.classes, args.steps)
+    found = _measure(kind, plain(args.model), training, data, args.classes, args.steps)
     _print(f"{name}, {variant}", found)
     if args.out:
-        body = {"recipe": name, "variant": variant, "model": {"name": kind, **_plain(args.model)}}
+        body = {"recipe": name, "variant": variant, "model": {"name": kind, **plain(args.model)}}
         body |= {"resources": found.as_dict(), "environment": environment()}
         atomic_write(Path(args.out), (json.dumps(body, indent=1) + "\n").encode())
         print(f"written to {args.out}")

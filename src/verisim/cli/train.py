@@ -24,13 +24,13 @@ EXAMPLES = """\
 def main(argv: list[str]) -> int:
     if any(a == "--resume" or a.startswith("--resume=") for a in argv):
         return _resume(argv)
-    recipe_name, variant = _peek(argv)
+    recipe_name, variant = peek(argv)
     parser = build_parser(recipe_name, variant)
     args = parser.parse_args(argv)
     return _start(args, recipe_name)
 
 
-def _peek(argv: list[str]) -> tuple[str, str]:
+def peek(argv: list[str]) -> tuple[str, str]:
     """Recipe and variant, which decide what the other options are."""
     variant = "small"
     for i, word in enumerate(argv):
@@ -84,8 +84,8 @@ def _start(args: Any, recipe_name: str) -> int:
     from verisim.training.train import ModelPlan, is_first_process
 
     recipe = load_recipe(recipe_name)
-    training, data = TrainSettings(**_plain(args.training)), DataSettings(**_plain(args.data))
-    plan = ModelPlan(recipe.settings(args.variant)["model"]["name"], _plain(args.model), recipe.id)
+    training, data = TrainSettings(**plain(args.training)), DataSettings(**plain(args.data))
+    plan = ModelPlan(recipe.settings(args.variant)["model"]["name"], plain(args.model), recipe.id)
     dataset = open_dataset(data)
     if args.dry_run:
         from verisim.training.estimate import estimate
@@ -97,10 +97,10 @@ def _start(args: Any, recipe_name: str) -> int:
         "recipe": recipe.id,
         "variant": args.variant,
         "model": {"name": plan.name, **plan.settings},
-        "data": _plain(args.data),
-        "training": _plain(args.training),
+        "data": plain(args.data),
+        "training": plain(args.training),
         "data_fingerprint": dataset.fingerprint,
-        "window": _plain(dataset.window),
+        "window": plain(dataset.window),
         "orientations": _orientations(dataset),
         "notes": list(dataset.notes),
     }
@@ -123,7 +123,7 @@ def _resume(argv: list[str]) -> int:
     run = RunFolder(folder)
     config = run.config()
     parser.defaults_from("training", config["training"], str(run.config_path))
-    training = TrainSettings(**_plain(parser.parse_args(argv).training))
+    training = TrainSettings(**plain(parser.parse_args(argv).training))
     dataset = open_dataset(DataSettings(**config["data"]))
     if dataset.fingerprint != config["data_fingerprint"]:
         raise VerisimError(
@@ -183,13 +183,13 @@ def _next(model: Any, run: Any) -> str:
     return f"verisim sample {run.path} -n 16    or    verisim evaluate {run.path}"
 
 
-def _plain(node: Any) -> Any:
+def plain(node: Any) -> Any:
     """Namespaces and tuples of the parser as plain dictionaries and lists."""
     if hasattr(node, "as_dict"):
         node = node.as_dict()
     if isinstance(node, dict):
-        return {k: _plain(v) for k, v in node.items()}
-    return [_plain(v) for v in node] if isinstance(node, tuple | list) else node
+        return {k: plain(v) for k, v in node.items()}
+    return [plain(v) for v in node] if isinstance(node, tuple | list) else node
 
 
 def _value_of(argv: list[str], option: str) -> str:
