@@ -162,12 +162,15 @@ def test_what_does_not_fit(tmp_path):
         with pytest.raises(error, match=match):
             kind(weights, {**(KL if kind is MonaiAutoencoder else UNET), **changes}, spec)
 
-    refused(CheckpointError, r"only .safetensors files are read; others are pickles", tmp_path / "w.pt")
+    refused(CheckpointError, r"weights are read from \.safetensors and \.pt", tmp_path / "w.npz")
     refused(CheckpointError, "Cannot read .*No such file", tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(path.read_bytes()[:-100])
     refused(CheckpointError, "truncated or damaged", tmp_path / "bad.safetensors")
     refused(
-        CheckpointError, r"does not fit a DiffusionModelUNet.*first '", channels=(8, 24), num_head_channels=8
+        CheckpointError,
+        r"does not fit a DiffusionModelUNet.*first '.* \(",
+        channels=(8, 24),
+        num_head_channels=8,
     )
     refused(VerisimError, r"no setting 'chanels'. Did you mean 'channels'", chanels=3)
     refused(VerisimError, "refuses these settings", norm_num_groups=3)

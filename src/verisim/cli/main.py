@@ -16,6 +16,7 @@ VERBS = {
     "profile": "count parameters, memory and seconds of a training step of any recipe",
     "sample": "make images with a trained model",
     "export": "write a trained model to one file that others can sample from",
+    "import": "take over a network that was trained elsewhere (MONAI) as a model of verisim",
     "evaluate": "judge one generator against held-out real images",
     "compare": "judge several generators side by side and write an HTML report",
     "segment": "segment cases, with mean and variance of an ensemble of masks",
@@ -26,6 +27,7 @@ VERBS = {
     "utility": "train classifiers with synthetic images, test them on real ones",
     "reproduce": "re-run a published table or figure and check its claims",
 }
+MODULES = {"import": "importing"}  # where the verb is no name that a module can have
 
 HELP = """verisim {version}: generative models for medical imaging, trained, used and honestly judged.
 
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             raise VerisimError(
                 f"There is no verb '{argv[0]}'.{nearest(argv[0], VERBS)} See 'verisim --help'."
             )
-        return importlib.import_module(f"verisim.cli.{argv[0]}").main(argv[1:])
+        return importlib.import_module(f"verisim.cli.{MODULES.get(argv[0], argv[0])}").main(argv[1:])
     except VerisimError as e:
         print(f"verisim: {e}", file=sys.stderr)
         return 2

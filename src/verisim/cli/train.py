@@ -122,6 +122,10 @@ def _resume(argv: list[str]) -> int:
     folder = Path(_value_of(argv, "--resume"))
     run = RunFolder(folder)
     config = run.config()
+    if "training" not in config:
+        raise VerisimError(
+            f"{folder} was imported; how it was trained is unknown, so it cannot go on training."
+        )
     parser.defaults_from("training", config["training"], str(run.config_path))
     training = TrainSettings(**plain(parser.parse_args(argv).training))
     dataset = open_dataset(DataSettings(**config["data"]))

@@ -1,9 +1,9 @@
 """Networks trained with MONAI, in the roles of this package: DiffusionModelUNet and AutoencoderKL.
 
 A weights file knows the shapes of a network but neither its heads nor its norms' groups, so the constructor's
-arguments are given beside it, as a bundle's network_def has them. Weights are read from safetensors; MONAI's own
-.pt files are pickles and refused. What MONAI gets wrong in its schedulers does not matter here: only networks and
-the noise levels of training are taken over.
+arguments are given beside it, as a bundle's network_def has them. Weights are read from safetensors or torch files,
+never from pickled code. What MONAI gets wrong in its schedulers does not matter here: only networks and the noise
+levels of training are taken over. hub.monai_models makes models of them that every command knows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers.scheduler import NoiseSchedules
 from monai.utils.module import OptionalImportError
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
@@ -29,11 +27,12 @@ from verisim.diffusion.samplers import SAMPLERS
 from verisim.diffusion.schedules import check_sigma_data, respace
 from verisim.diffusion.stepping import Callback, draw_noise, noise_source
 from verisim.errors import CheckpointError, VerisimError, nearest, pick
+from verisim.hub.tensor_files import read_tensors
 
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}  # MONAI's word -> parametrisation
 BETAS = ("linear_beta", "scaled_linear_beta", "sigmoid_beta")
 
-Weights = Path | str | Mapping[str, Tensor]  # a .safetensors file or a state dict
+Weights = Path | str | Mapping[str, Tensor] | None  # a file, a state dict, or None: still to come
 
 
 class MonaiAutoencoder(nn.Module):
@@ -64,11 +63,15 @@ class MonaiAutoencoder(nn.Module):
         size = tuple(s // unit for s in spec.size)
         self.spec = replace(spec, channels=self.net.latent_channels, size=size, spacing=None)  # of z
 
-    @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """x (B, C, *S) in [-1, 1] -> z (B, C', *S')."""
-        mean, _ = self.net.encode((x + 1) / 2 if self.unit_range else x)
-        return self.scale_factor * mean
+        return self.posterior(x)[0]
+
+    @torch.no_grad()
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, C, *S) in [-1, 1] -> mean and log variance (B, C', *S') of q(z | x)."""
+        mean, std = self.net.encode((x + 1) / 2 if self.unit_range else x)
+        return self.scale_factor * mean, 2 * (self.scale_factor * std).log()
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -192,31 +195,27 @@ def _loaded(kind: type[nn.Module], settings: Mapping[str, Any], weights: Weights
         ) from error
     except (TypeError, ValueError) as error:
         raise VerisimError(f"MONAI's {kind.__name__} refuses these settings: {error}.") from error
-    state, where = _state(weights)
+    if isinstance(weights, Mapping):
+        fill(net, weights, "The state dict")
+    elif weights is not None:
+        fill(net, read_tensors(Path(weights)), str(weights))
+    return net.eval().requires_grad_(False)
+
+
+def fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Put weights into a network; CheckpointError that names the first tensor that does not fit."""
     wanted = net.state_dict()
     wrong = sorted(set(state) ^ set(wanted)) or [k for k in wanted if state[k].shape != wanted[k].shape]
     if wrong:
         raise CheckpointError(
-            f"{where} does not fit a {kind.__name__} of these settings: {len(wrong)} tensors differ, first "
-            f"'{wrong[0]}'. Give the arguments that it was trained with (a bundle's network_def)."
+            f"{where} does not fit a {type(net).__name__} of these settings: {len(wrong)} tensors differ, first "
+            f"'{wrong[0]}' ({_difference(state.get(wrong[0]), wanted.get(wrong[0]))}). Give the arguments that it was "
+            f"trained with (a bundle's network_def)."
         )
     net.load_state_dict({k: v.to(wanted[k].dtype) for k, v in state.items()})
-    return net.eval().requires_grad_(False)
 
 
-def _state(weights: Weights) -> tuple[Mapping[str, Tensor], str]:
-    """Tensors by name, and what to call their origin."""
-    if isinstance(weights, Mapping):
-        return weights, "The state dict"
-    path = Path(weights)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{path}: only .safetensors files are read; others are pickles, which can run code. Where you trust it, "
-            f"convert it: safetensors.torch.save_file(torch.load(path, weights_only=True), 'new.safetensors')."
-        )
-    try:
-        return load(path.read_bytes()), str(path)
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({error}).") from error
+def _difference(have: Tensor | None, want: Tensor | None) -> str:
+    if have is None:
+        return "missing in the file"
+    return "unknown to the network" if want is None else f"{tuple(have.shape)}, not {tuple(want.shape)}"

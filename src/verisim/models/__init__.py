@@ -36,10 +36,15 @@ MODELS = {
     "super_resolution": "verisim.models.diffusion.super_resolution:SuperResolution",
 }
 
+IMPORTED = {  # trained elsewhere: no recipe trains them, 'verisim import' makes their files
+    "monai_unet": "verisim.hub.monai_models:MonaiUNet",
+    "monai_autoencoder": "verisim.hub.monai_models:MonaiKL",
+}
+
 
 def model_class(name: str) -> type[GenerativeModel]:
     """The class behind a model name."""
-    module, attribute = pick(MODELS, name, "model").split(":")
+    module, attribute = pick(MODELS | IMPORTED, name, "model").split(":")
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -27,6 +27,7 @@ REPRODUCTIONS = {
     "004-artefact": "verisim.reproductions.cxr_artefact",
     "004-sweeps": "verisim.reproductions.cxr_sweeps",
     "16-bench": "verisim.reproductions.volumes_bench",
+    "17-few": "verisim.reproductions.few_steps",
 }
 
 

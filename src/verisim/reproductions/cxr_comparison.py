@@ -23,7 +23,6 @@ from verisim.data.atomic import atomic_write
 from verisim.data.folder import Dataset
 from verisim.data.mosaic import save_mosaic
 from verisim.data.spec import Images
-from verisim.errors import VerisimError
 from verisim.metrics.protocols.fair import PRESETS, rank
 from verisim.models.autoregressive.baselines import left_neighbour_laplace_bits, pixel_histogram_bits
 from verisim.recipes import load_recipe
@@ -79,10 +78,7 @@ def run(options: Options) -> Iterator[Result]:
 
 def run_at(options: Options, scale: Scale, name: str, known: tuple[str, ...]) -> Iterator[Result]:
     """The comparison of the `known` systems (or those that options name) at a scale, size by size."""
-    systems = options.systems or known
-    unknown = sorted(set(systems) - set(known))
-    if unknown:
-        raise VerisimError(f"{unknown[0]} is not part of this comparison. It has: {', '.join(known)}.")
+    systems = options.chosen(known, "comparison")
     scale = scale.changed_by(options)
     for size in scale.sizes:
         yield _at_size(options, scale, name, systems, size)

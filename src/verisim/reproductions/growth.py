@@ -86,9 +86,7 @@ def run(options: Options) -> Iterator[Result]:
         raise VerisimError("002-growth runs on phantoms: it needs to know the truth at the second age.")
     scale = SCALES[options.scale]
     scale = replace(scale, seeds=options.seeds or scale.seeds)
-    unknown = sorted(set(options.systems) - set(SYSTEMS))
-    if unknown:
-        raise VerisimError(f"{unknown[0]} is not part of this table. It has: {', '.join(SYSTEMS)}.")
+    options.chosen(SYSTEMS)
     for size in options.sizes or (scale.size,):
         yield _table(options, replace(scale, size=size))
 

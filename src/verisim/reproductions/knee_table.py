@@ -16,7 +16,6 @@ import torch
 
 from verisim.data.folder import Dataset
 from verisim.data.mosaic import save_mosaic
-from verisim.errors import VerisimError
 from verisim.hub.weights import load_model, read_card
 from verisim.metrics.memo import Measured, Memo
 from verisim.metrics.protocols.fair import PRESETS
@@ -67,17 +66,8 @@ SCALES = {
 
 def run(options: Options) -> Iterator[Result]:
     """Train what is not trained yet, score reconstructions and samples; one result per size."""
-    scale = SCALES[options.scale]
-    scale = replace(
-        scale,
-        seeds=options.seeds or scale.seeds,
-        count=options.count or scale.count,
-        minutes=options.minutes or scale.minutes,
-    )
-    systems = options.systems or SYSTEMS
-    unknown = sorted(set(systems) - set(SYSTEMS))
-    if unknown:
-        raise VerisimError(f"{unknown[0]} is not part of this table. It has: {', '.join(SYSTEMS)}.")
+    scale = options.changed(SCALES[options.scale])
+    systems = options.chosen(SYSTEMS)
     for size in options.sizes or (scale.size,):
         yield _table(options, replace(scale, size=size), systems)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,11 @@ from rich.table import Table
 from verisim.data.atomic import atomic_write
 from verisim.errors import VerisimError
 from verisim.training.run_folder import environment
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Scale = TypeVar("Scale", bound=DataclassInstance)
 
 SCALES = ("smoke", "small", "full")
 
@@ -34,6 +39,18 @@ class Options:
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
             raise VerisimError(f"scale is '{self.scale}'; it must be one of {', '.join(SCALES)}.")
+
+    def changed(self, scale: Scale) -> Scale:
+        """The scale with the seeds, count and minutes that were asked for in place of its own."""
+        asked = {k: v for k in ("seeds", "count", "minutes") if (v := getattr(self, k)) and hasattr(scale, k)}
+        return replace(scale, **asked)
+
+    def chosen(self, known: tuple[str, ...], what: str = "table") -> tuple[str, ...]:
+        """The systems asked for, or all. VerisimError for one that is not known."""
+        unknown = sorted(set(self.systems) - set(known))
+        if unknown:
+            raise VerisimError(f"{unknown[0]} is not part of this {what}. It has: {', '.join(known)}.")
+        return self.systems or known
 
 
 @dataclass(frozen=True)

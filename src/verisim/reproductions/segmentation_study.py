@@ -78,10 +78,7 @@ def run(options: Options) -> Iterator[Result]:
     scale = replace(scale, minutes=options.minutes or scale.minutes, count=options.count or scale.count)
     if options.data and scale.size.count("x") < 2:  # folders hold volumes
         scale = replace(scale, size="24x24x24", variant="small")
-    systems = options.systems or SYSTEMS
-    unknown = sorted(set(systems) - set(SYSTEMS))
-    if unknown:
-        raise VerisimError(f"{unknown[0]} is not part of this study. It has: {', '.join(SYSTEMS)}.")
+    systems = options.chosen(SYSTEMS, "study")
     for size in [_size(s, scale) for s in options.sizes] or [scale.size]:
         yield _study(options, replace(scale, size=size), systems)
 

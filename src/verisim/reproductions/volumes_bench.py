@@ -18,20 +18,13 @@ import torch
 from verisim.data.folder import Dataset
 from verisim.data.mosaic import save_mosaic
 from verisim.data.spec import Images
-from verisim.errors import VerisimError
-from verisim.metrics.controls import noise_like
-from verisim.metrics.diversity import pairwise_ms_ssim
-from verisim.metrics.features import FeatureNetwork, domain_features, random_features
-from verisim.metrics.frechet import frechet_estimate
-from verisim.metrics.marginals import compare_factors
 from verisim.metrics.memo import Memo
 from verisim.metrics.slices import slice_consistency
 from verisim.models import build_model
-from verisim.phantoms import PHANTOMS
+from verisim.reproductions.bench import Bench
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
 from verisim.reproductions.volumes_claims import claims
-from verisim.seeding import generator
 from verisim.tasks.comparison import held_out
 from verisim.tasks.contestants import Contestant, from_model
 from verisim.training.memory import with_saved_bytes
@@ -72,17 +65,8 @@ SCALES = {
 
 def run(options: Options) -> Iterator[Result]:
     """Train what is not trained yet, draw, measure; one result per size."""
-    scale = SCALES[options.scale]
-    scale = replace(
-        scale,
-        seeds=options.seeds or scale.seeds,
-        count=options.count or scale.count,
-        minutes=options.minutes or scale.minutes,
-    )
-    systems = options.systems or SYSTEMS
-    unknown = sorted(set(systems) - set(SYSTEMS))
-    if unknown:
-        raise VerisimError(f"{unknown[0]} is not part of this table. It has: {', '.join(SYSTEMS)}.")
+    scale = options.changed(SCALES[options.scale])
+    systems = options.chosen(SYSTEMS)
     for size in options.sizes or (scale.size,):
         yield _at_size(options, replace(scale, size=size), systems)
 
@@ -95,7 +79,16 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
     train_all(stages)
     train_all(wanted)
     contestants = draw(wanted, dataset, scale, options.out / "samples" / cube)
-    bench = Bench(dataset, scale, "" if options.data else "brain", Memo(options.out / "measured"))
+    bench = Bench(
+        dataset,
+        "volume",
+        count=scale.count,
+        pairs=scale.pairs,
+        domain_steps=scale.domain_steps,
+        anatomy="" if options.data else "brain",
+        memo=Memo(options.out / "measured"),
+        more=_slices,
+    )
     rows = {c.name: {"facts": c.facts, **bench.row(c.images)} for c in contestants}
     controls = {name: bench.row(images) for name, images in bench.controls().items()}
     memory = {j.folder.name: saved_megabytes(j.folder, dataset["train"]) for j in [*stages, *wanted]}
@@ -114,6 +107,11 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
             file = options.results / "figures" / found.name / f"{c.name[:-2].replace(':', '-')}.png"
             save_mosaic(file, c.images.pixels[:16], 8, scale=2)
     return found
+
+
+def _slices(images: Images, real: Images, rng: torch.Generator) -> dict[str, Any]:
+    """Do the slices of the volumes fit together?"""
+    return {"slices": {k: e.as_dict() for k, e in slice_consistency(images, real, rng).items()}}
 
 
 def jobs(
@@ -183,40 +181,3 @@ def saved_megabytes(run: Path, train: Images) -> float:
     others = [*model.parameters(), *model.buffers()]
     _, saved = with_saved_bytes(lambda: model.trial_loss(train.pixels[:1], None), others)
     return round(saved / 2**20, 3)
-
-
-class Bench:
-    """Everything that a set of volumes is measured by, against the held-out real ones."""
-
-    def __init__(self, dataset: Dataset, scale: Scale, anatomy: str, memo: Memo) -> None:
-        self.train, self.real = dataset["train"].quantise(), held_out(dataset)
-        self.scale, self.anatomy, self.memo = scale, anatomy, memo
-        self.networks: list[FeatureNetwork] = [random_features(self.train)]
-        if scale.domain_steps:
-            self.networks.append(domain_features(self.train, 0, scale.domain_steps))
-
-    def controls(self) -> dict[str, Images]:
-        """Other real volumes, and noise."""
-        n = min(self.scale.count, len(self.train))
-        return {
-            "real": self.train.subset(torch.arange(n)),
-            "noise": noise_like(self.real, n, generator("volume noise", 0)).quantise(),
-        }
-
-    def row(self, images: Images) -> dict[str, Any]:
-        """All measures of a set of volumes; kept, so that a second call costs nothing."""
-        parts = ["volumes bench", images, self.real, self.scale.pairs, [n.sha256 for n in self.networks]]
-        return self.memo.fetch(parts, lambda: (self._measured(images), {}))[0]
-
-    def _measured(self, images: Images) -> dict[str, Any]:
-        rng = generator("volumes bench", 0)
-        row: dict[str, Any] = {"fd": {}}
-        for net in self.networks:
-            estimate, corrected = frechet_estimate(net.embed(images, 16), net.embed(self.real, 16), rng)
-            row["fd"][net.label] = {**estimate.as_dict(), "corrected": corrected}
-        row["ms_ssim"] = pairwise_ms_ssim(images, rng, self.scale.pairs).as_dict()
-        found = slice_consistency(images, self.real, rng)
-        row["slices"] = {k: e.as_dict() for k, e in found.items()}
-        if self.anatomy:
-            row["factors"] = compare_factors(PHANTOMS[self.anatomy].measure, images, self.real, rng)
-        return row

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
-from verisim.metrics.bootstrap import Estimate, pool, tie
+from verisim.metrics.bootstrap import Estimate, tie
+from verisim.reproductions.bench import anatomy_distance, of_system, shown, systems_of
 from verisim.reproductions.result import Claim
 
 FD = "FD(random)"
@@ -27,46 +28,15 @@ def claims(numbers: dict[str, Any]) -> list[Claim]:
     return [c for c in found if c is not None]
 
 
-def of_system(rows: dict[str, Any], system: str, *path: str) -> Estimate | None:
-    """An estimate at a path in the rows of a system, pooled over its training seeds; None if there is none."""
-    found = []
-    for name, row in rows.items():
-        if name.split("@")[0] == system:
-            for key in path:
-                row = row[key]
-            found.append(Estimate.from_dict(row))
-    return pool(found) if found else None
-
-
-def anatomy_distance(rows: dict[str, Any], system: str) -> float | None:
-    """Mean over factors and seeds of the Wasserstein distance in real standard deviations."""
-    values = [
-        f["wasserstein"]
-        for name, row in rows.items()
-        if name.split("@")[0] == system
-        for f in row.get("factors", {}).values()
-        if f.get("wasserstein") is not None
-    ]
-    return sum(values) / len(values) if values else None
-
-
-def _text(name: str, e: Estimate) -> str:
-    return f"{name} {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
-
-
-def _systems(rows: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(name.split("@")[0] for name in rows))
-
-
 def _controls(numbers: dict[str, Any]) -> Claim:
     """Real volumes come out before every system, noise ten times as far as they; slices of real volumes fit together."""
     real, noise = (Estimate.from_dict(numbers["controls"][k]["fd"][FD]) for k in ("real", "noise"))
-    ours = {s: of_system(numbers["rows"], s, "fd", FD) for s in _systems(numbers["rows"])}
+    ours = {s: of_system(numbers["rows"], s, "fd", FD) for s in systems_of(numbers["rows"])}
     values = [e.value for e in ours.values() if e is not None]
     slices = Estimate.from_dict(numbers["controls"]["real"]["slices"]["through_plane"])
     fits = abs(slices.value - 1) < 0.15
     holds = fits and all(real.value < v for v in values) and noise.value > 10 * real.value
-    evidence = f"{FD}: {_text('real', real)}, {_text('noise', noise)}; {_text('real slices', slices)}"
+    evidence = f"{FD}: {shown('real', real)}, {shown('noise', noise)}; {shown('real slices', slices)}"
     return Claim(
         "controls",
         "Other real volumes are nearer to the held-out ones than any system's, and noise ten times as far as they",
@@ -100,7 +70,7 @@ def _wavelet(rows: dict[str, Any]) -> Claim | None:
         "With equal processor time, wavelet diffusion comes to less than half of the distance of pixel diffusion",
         "spec 003, 16-H",
         ours.value < 0.5 * pixels.value,
-        f"{FD}: {_text('16-H', ours)}, {_text('16-A', pixels)}",
+        f"{FD}: {shown('16-H', ours)}, {shown('16-A', pixels)}",
     )
 
 
@@ -110,7 +80,7 @@ def _stripes(rows: dict[str, Any]) -> Claim | None:
         return None
     holds = e.value < 4
     statement = "Volumes drawn slice by slice have less than 4 times the stripes of real ones"
-    return Claim("slice-stripes", statement, "spec 003, 16-G", holds, _text("stripes, fake / real", e))
+    return Claim("slice-stripes", statement, "spec 003, 16-G", holds, shown("stripes, fake / real", e))
 
 
 def _variation(rows: dict[str, Any]) -> Claim | None:
@@ -123,14 +93,14 @@ def _variation(rows: dict[str, Any]) -> Claim | None:
         "Total variation along the slices takes at least 40 % of the stripes",
         "spec 003, 16-G",
         smooth.value <= 0.6 * plain.value,
-        f"stripes, fake / real: {_text('before', plain)}, {_text('after', smooth)}",
+        f"stripes, fake / real: {shown('before', plain)}, {shown('after', smooth)}",
     )
 
 
 def _diversity(numbers: dict[str, Any]) -> Claim | None:
     """Pairs of a system's volumes are as alike as pairs of real ones."""
     real = Estimate.from_dict(numbers["controls"]["real"]["ms_ssim"])
-    ours = {s: of_system(numbers["rows"], s, "ms_ssim") for s in _systems(numbers["rows"])}
+    ours = {s: of_system(numbers["rows"], s, "ms_ssim") for s in systems_of(numbers["rows"])}
     off = {s: e.value - real.value for s, e in ours.items() if e is not None}
     if not off:
         return None
@@ -139,13 +109,13 @@ def _diversity(numbers: dict[str, Any]) -> Claim | None:
         "MS-SSIM of pairs is within 0.08 of that of real pairs for every system",
         "spec 003, 16-L (tolerance of 16-C and 16-E)",
         all(abs(v) <= 0.08 for v in off.values()),
-        f"{_text('real', real)}; difference: " + ", ".join(f"{s} {v:+.3f}" for s, v in off.items()),
+        f"{shown('real', real)}; difference: " + ", ".join(f"{s} {v:+.3f}" for s, v in off.items()),
     )
 
 
 def _disagreement(rows: dict[str, Any]) -> Claim | None:
     """The chapter's thesis: feature distance and anatomy order at least one pair of systems differently."""
-    systems = [s for s in _systems(rows) if anatomy_distance(rows, s) is not None]
+    systems = [s for s in systems_of(rows) if anatomy_distance(rows, s) is not None]
     if len(systems) < 2:
         return None
     against, clear = [], 0

@@ -47,6 +47,7 @@ def from_model(
     seed: int = 0,
     cache: Path | None = None,
     options: Mapping[str, Any] | None = None,  # sampling options, e.g. {"prior": "normal"}
+    likelihood: bool = True,  # measure bits per dimension of held-out images, where the model has them
 ) -> Contestant:
     """Draw n images from a run folder or weights file and measure cost and likelihood.
 
@@ -60,14 +61,16 @@ def from_model(
     if cache is not None and cache.exists() and read_metadata(cache).get("key") == key:
         state = load_state(cache)
     else:
-        state = _draw(path, n, held_out, seed, chosen)
+        state = _draw(path, n, held_out, seed, chosen, likelihood)
         if cache is not None:
             save_state(cache, state, header={"key": key})
     images = Images(state["pixels"].float(), held_out.spec, state["labels"])
     return Contestant(name, images.quantise(), state["facts"], metrics)
 
 
-def _draw(path: Path, n: int, held_out: Images, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+def _draw(
+    path: Path, n: int, held_out: Images, seed: int, options: dict[str, Any], likelihood: bool
+) -> dict[str, Any]:
     model, card = load_model(path)
     model.configure_sampling(**options)
     if card.spec.shape != held_out.spec.shape:
@@ -83,7 +86,7 @@ def _draw(path: Path, n: int, held_out: Images, seed: int, options: dict[str, An
         **{k: v for k, v in card.training.items() if k not in ("class_counts", "data_fingerprint")},
         "samples_per_second": round(made.per_second, 3),
         "sampling_threads": torch.get_num_threads(),
-        "likelihood": bits_per_dim(model, held_out),
+        "likelihood": bits_per_dim(model, held_out) if likelihood else None,
     }
     return {"pixels": made.images.pixels, "labels": made.images.labels, "facts": facts}
 

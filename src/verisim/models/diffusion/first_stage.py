@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +76,25 @@ class MapStage(nn.Module):
         return self.net.observation.mean(self.net.decode(z.flatten(1), group))
 
 
-STAGES: dict[str, Callable[[GenerativeModel, bool], VQStage | MapStage]] = {
+class ForeignStage(nn.Module):
+    """An autoencoder that was trained elsewhere: whatever maps z (B, m, *G) its `stage` has."""
+
+    def __init__(self, model: GenerativeModel, codes: bool) -> None:
+        super().__init__()
+        self.net: Any = model.stage
+        self.channels, self.grid = self.net.spec.channels, self.net.spec.size
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.net.encode(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.net.decode(z)
+
+
+STAGES: dict[str, Callable[[GenerativeModel, bool], VQStage | MapStage | ForeignStage]] = {
     "vqvae": VQStage,
     "conv_vae": MapStage,
+    "monai_autoencoder": ForeignStage,
 }
 
 
