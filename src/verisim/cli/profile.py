@@ -16,7 +16,7 @@ EXAMPLES = """\
 
 
 def main(argv: list[str]) -> int:
-    from verisim.cli.train import peek, plain, add_recipe
+    from verisim.cli.train import add_recipe, peek, plain
     from verisim.data.atomic import atomic_write
     from verisim.recipes import load_recipe
     from verisim.training.run_folder import environment

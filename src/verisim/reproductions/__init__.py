@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REPRODUCTIONS = {
     "demo": "verisim.reproductions.demo",
+    "core": "verisim.reproductions.core",
     "002-segmentation": "verisim.reproductions.segmentation_study",
     "000-C5": "verisim.reproductions.report_to_image",
     "001": "verisim.reproductions.knee_table",

@@ -24,7 +24,7 @@ def claims(numbers: dict[str, Any]) -> list[Claim]:
     """All claims whose systems are among the numbers ("rows", "controls")."""
     rows = numbers["rows"]
     steps = sorted(int(s.rsplit("-", 1)[1]) for s in systems_of(rows) if s.startswith(f"{STUDENT}-"))
-    found = [_controls(numbers)]
+    found = [controls(numbers)]
     for n in steps:
         found.append(
             _claim(
@@ -105,12 +105,12 @@ def _claim(
     return Claim(name, statement, source, holds, "; ".join(words))
 
 
-def _controls(numbers: dict[str, Any]) -> Claim:
+def controls(numbers: dict[str, Any]) -> Claim:
     """Real images come out before every system, and noise ten times as far as they, in every network."""
-    rows, controls = numbers["rows"], numbers["controls"]
+    rows, known = numbers["rows"], numbers["controls"]
     holds, words = True, []
-    for label in controls["real"]["fd"]:
-        real, noise = (Estimate.from_dict(controls[k]["fd"][label]) for k in ("real", "noise"))
+    for label in known["real"]["fd"]:
+        real, noise = (Estimate.from_dict(known[k]["fd"][label]) for k in ("real", "noise"))
         ours = [of_system(rows, s, "fd", label) for s in systems_of(rows)]
         holds &= all(real.value < e.value for e in ours if e is not None) and noise.value > 10 * real.value
         words.append(f"{label}: {shown('real', real)}, {shown('noise', noise)}")
