@@ -71,11 +71,11 @@ class Realism(GenerativeModel):
     in checkpoints, not in weights files.
     """
 
-    terms = RealismTerms()
-    discriminator: PatchDiscriminator | None = None
-    distance: PerceptualDistance | None = (
-        None  # read when a run begins: a finished model does without the file
-    )
+    terms: RealismTerms
+    discriminator: PatchDiscriminator | None
+    distance: (
+        PerceptualDistance | None
+    )  # from a file: read when a run begins, a finished model does without it
 
     def set_terms(self, terms: RealismTerms) -> None:
         """Call it last in the constructor."""
