@@ -71,7 +71,7 @@ class ConvVAE(Realism, LatentModel):
         self.kl_warmup = kl_warmup
         self.free_bits = free_bits
         self.reduction = reduction
-        self.betas = tuple(betas)
+        self.betas = betas
         self.set_terms(
             RealismTerms(
                 perceptual_weight,

@@ -101,7 +101,7 @@ class VQVAE(Realism, GenerativeModel):
         self.beta, self.lr, self.prior_lr, self.label_dropout = beta, lr, prior_lr, label_dropout
         self.first_stage, self.first_stage_steps = first_stage, first_stage_steps
         self.warned = False  # of a collapsed codebook
-        self.betas = tuple(betas)
+        self.betas = betas
         self.set_terms(
             RealismTerms(
                 perceptual_weight,
