@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Laplace, MultivariateNormal, Normal, kl_divergence
 
 from verisim.data.spec import ImageSpec
 from verisim.errors import CheckpointError, VerisimError
@@ -24,6 +24,7 @@ from verisim.models.autoencoders.likelihoods import (
     STEP,
     GaussianObservation,
     LogisticObservation,
+    log_laplace_interval,
     log_normal_interval,
     to_level,
 )
@@ -95,7 +96,7 @@ def test_bound_is_exact_for_the_exact_posterior():
 ALL_LEVELS = (-1 + STEP * torch.arange(256)).view(256, 1, 1, 1)  # one 1x1 image per grey value
 
 
-@pytest.mark.parametrize("name", ["sigma", "discretised_logistic"])
+@pytest.mark.parametrize("name", ["sigma", "laplace", "discretised_logistic"])
 @pytest.mark.parametrize("mean", [-5.0, -1.0, -0.3, 0.0017, 1.0, 40.0])
 @pytest.mark.parametrize("log_scale", [-6.0, -2.0, 1.0])
 def test_probabilities_of_all_grey_values_sum_to_one(name, mean, log_scale):
@@ -118,6 +119,33 @@ def test_logistic_training_loss_equals_its_log_probability():
     torch.testing.assert_close(nll.double(), -observation.log_prob(out, x), rtol=1e-4, atol=1e-3)
     nll.sum().backward()
     assert torch.isfinite(out.grad).all() and torch.isfinite(observation.log_scale.grad).all()
+
+
+def test_laplace_is_the_absolute_error():
+    """|x - out| / b + log 2 b against torch.distributions; scale 1 when fixed, the mean error when optimal."""
+    x, out = torch.rand(3, 2, 4, 4, generator=seeded()) * 2 - 1, torch.randn(3, 2, 4, 4, generator=seeded(1))
+    error = (x - out).abs()
+    fixed = LIKELIHOODS["laplace"](2, "fixed")
+    torch.testing.assert_close(fixed.nll(out, x), error.flatten(1).sum(1) + 32 * math.log(2))
+    optimal = LIKELIHOODS["laplace"](2, "optimal")
+    want = -Laplace(out, error.mean()).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(optimal.nll(out, x), want)
+    assert float(optimal.scale) == pytest.approx(0.95 + 0.05 * float(error.mean()), rel=1e-6)
+    optimal.calibrate(torch.tensor(0.02))
+    assert float(optimal.eval().b()) == pytest.approx(0.1)
+    made = optimal.noisy(torch.zeros(1, 1, 100, 100), seeded())
+    assert float(made.std()) == pytest.approx(math.sqrt(2) * 0.1, rel=0.03)
+
+
+def test_laplace_interval_is_exact_in_the_tails():
+    """Across the middle as torch's distribution function says; at 800 scales, where that is 1 - 1; all of it is 1."""
+    low, high = torch.tensor([-0.4, -3.0, 0.2]).double(), torch.tensor([0.3, -1.0, 2.0]).double()
+    cdf = Laplace(torch.zeros(()).double(), 1.0).cdf
+    torch.testing.assert_close(log_laplace_interval(low, high), (cdf(high) - cdf(low)).log())
+    far = log_laplace_interval(torch.tensor([800.0]).double(), torch.tensor([801.0]).double())
+    assert float(far) == pytest.approx(-800 + math.log(0.5 * (1 - math.exp(-1))))
+    ends = torch.tensor([torch.inf]).double()
+    assert float(log_laplace_interval(-ends, ends)) == 0
 
 
 def test_normal_interval_is_exact_in_the_tails():

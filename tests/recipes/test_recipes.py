@@ -23,7 +23,7 @@ def test_every_variant_is_understood(recipe, variant):
 
 
 FIRST_STAGE = {"W-C5c": "W-C5b", "W-C5d": "W-C5b"}  # of recipes whose first stage is a system of its own
-SMALL = [(r, v) for r, v in VARIANTS if v in ("small", "small-3d", "pixels")]
+SMALL = [(r, v) for r, v in VARIANTS if v in ("small", "small-3d", "small-adversarial", "pixels")]
 
 
 @pytest.mark.parametrize(("recipe", "variant"), SMALL)

@@ -58,6 +58,15 @@ class DomainNet(nn.Module):
         pool: nn.Module = nn.AdaptiveAvgPool2d(size) if self.spatial_dims == 2 else nn.AdaptiveAvgPool3d(size)
         return pool(x)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """(B, c, *s) after each activation, of images at their own size."""
+        found = []
+        for layer in self.cnn.body:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                found.append(x)
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         return (self.cnn.features(self.shrink(x)) - self.mean) * self.scale
 

@@ -116,16 +116,22 @@ class RandomConvNet(nn.Module):
         sharp *= gain
         return w
 
-    def forward(self, x: Tensor) -> Tensor:
-        pool = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[self.spatial_dims]
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """(B, width, *s) responses at each scale, before anything is pooled."""
         halve = {2: F.avg_pool2d, 3: F.avg_pool3d}[self.spatial_dims]
-        out = [pool(x, 4).flatten(1)]  # coarse layout of grey values
+        found = []
         for first, second in zip(self.first, self.second):
-            h = second(first(x).relu()).relu()  # (B, width, *s)
-            spread = (h.flatten(2).var(2, unbiased=False) + 1e-8).sqrt()
-            out += [pool(h, self.grid).flatten(1), spread]
+            found.append(second(first(x).relu()).relu())  # (B, width, *s)
             if min(x.shape[2:]) >= 4:
                 x = halve(x, 2)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[self.spatial_dims]
+        out = [pool(x, 4).flatten(1)]  # coarse layout of grey values
+        for h in self.maps(x):
+            spread = (h.flatten(2).var(2, unbiased=False) + 1e-8).sqrt()
+            out += [pool(h, self.grid).flatten(1), spread]
         return torch.cat(out, 1)  # (B, dim)
 
 

@@ -48,7 +48,7 @@ class GenerativeModel(LightningModule):
     Options: ClassVar[type[SamplingOptions]] = SamplingOptions
     can_sample: ClassVar[bool] = True  # False: a detector or segmenter, which makes no images of its own
     family: ClassVar[str] = ""  # "gan", "vae", "autoregressive", "diffusion", ...
-    skips_parameters: ClassVar[bool] = False  # some steps leave some parameters without gradient
+    skips_parameters: bool = False  # some steps leave some parameters without gradient
 
     net: nn.Module
 
@@ -265,6 +265,24 @@ class GenerativeModel(LightningModule):
             return True
         self.bad_loss = loss.detach()
         return False
+
+    def descend(self, loss: Tensor, optimizers: Sequence[Any], clip: float) -> bool:
+        """For manual optimisation: step `optimizers` on the mean loss, unless it or a gradient is not finite.
+
+        clip: largest gradient norm of each optimiser's parameters; 0 = no clipping. False: nothing was changed.
+        """
+        if not self.is_finite(loss):
+            return False
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss.mean())
+        held = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
+        norms = [nn.utils.clip_grad_norm_(parameters, clip or torch.inf) for parameters in held]
+        if not self.is_finite(torch.stack(norms)):
+            return False
+        for optimizer in optimizers:
+            optimizer.step()
+        return True
 
     def log_parts(self, parts: dict[str, Tensor]) -> None:
         """Log the batch means of loss parts."""

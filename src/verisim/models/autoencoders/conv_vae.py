@@ -4,25 +4,26 @@ autoencoder by settings.
 ELBO(x) = E_q [log p(x | z)] - KL(q(z | x) || N(0, I)), with a residual trunk (source 001 section 3), a
 likelihood whose scale is found rather than assumed, KL warm-up, and log variances kept in [-15, 8].
 The loss is the negative ELBO in nats per dimension, so that clipping and learning rate mean the same
-at every image and batch size.
+at every image and batch size. Perceptual and adversarial terms: realism.py.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
 from verisim.models.autoencoders.gaussian import PointPosterior, Posterior
 from verisim.models.autoencoders.latent import LatentModel, LatentNet
+from verisim.models.autoencoders.realism import Realism, RealismTerms, Reconstruction
 from verisim.models.autoencoders.trunk import Trunk, chosen_channels
-from verisim.models.base import Loss
 
 POSTERIORS = {"gaussian": Posterior, "point": PointPosterior}  # name -> how encoder outputs are read
 
 
-class ConvVAE(LatentModel):
+class ConvVAE(Realism, LatentModel):
     """Convolutional VAE on 2D or 3D images whose sides are 8 pixels or more (padded and cropped inside).
 
     With posterior "point" it is a plain autoencoder: no noise, no KL, a rate of 0.
@@ -38,8 +39,8 @@ class ConvVAE(LatentModel):
         max_width: int = 256,  # upper bound of channels
         kernel: int = 3,  # of the stride-1 convolutions (source 001: 4)
         norm: bool = True,  # group norm in the blocks
-        likelihood: Literal["sigma", "discretised_logistic", "bce"] = "sigma",  # p(x | z)
-        sigma: Literal["optimal", "learned", "fixed"] = "optimal",  # of the sigma-VAE; fixed = squared error
+        likelihood: Literal["sigma", "laplace", "discretised_logistic", "bce"] = "sigma",  # p(x | z)
+        sigma: Literal["optimal", "learned", "fixed"] = "optimal",  # its scale; fixed = the plain error
         beta: float = 1.0,  # final weight of the KL
         kl_warmup: int = 200,  # steps over which that weight rises from 0
         free_bits: float = 0.0,  # nats per latent that cost nothing; 0 = off
@@ -51,6 +52,15 @@ class ConvVAE(LatentModel):
         head: Literal["dense", "conv"] = "dense",  # conv = latents are maps on the coarsest grid
         posterior: Literal["gaussian", "point"] = "gaussian",  # point = plain autoencoder
         reduction: Literal["sum", "mean"] = "sum",  # of -log p over pixels; mean = as printed, a trap
+        betas: tuple[float, float] = (0.9, 0.999),  # Adam
+        perceptual_weight: float = 0.0,  # of the perceptual term; 0 = none
+        perceptual: str = "random",  # whose features it compares: random, or FILE of save_features
+        adversarial: float = 0.0,  # weight of the adversarial term; 0 = no discriminator
+        discriminator_start: int = 0,  # batches before the discriminator begins
+        discriminator_layers: int = 3,  # of stride 2; it judges patches of 9 * 2^layers - 2 pixels
+        discriminator_width: int = 64,  # channels of its first layer
+        discriminator_lr: float = 0.0,  # Adam learning rate of the discriminator; 0 = lr
+        clip: float = 1.0,  # largest gradient norm of either player, in place of training.clip; 0 = none
     ) -> None:
         trunk = Trunk(chosen_channels(spec.size, tuple(channels), width, max_width), kernel, norm, head)
         family = POSTERIORS[posterior]
@@ -61,13 +71,34 @@ class ConvVAE(LatentModel):
         self.kl_warmup = kl_warmup
         self.free_bits = free_bits
         self.reduction = reduction
+        self.betas = betas
+        self.set_terms(
+            RealismTerms(
+                perceptual_weight,
+                perceptual,
+                adversarial,
+                discriminator_start,
+                discriminator_layers,
+                discriminator_width,
+                discriminator_lr,
+                clip,
+            )
+        )
 
     @property
     def phase(self) -> int:
         """0 while the KL's weight rises, then 1."""
         return int(self.step + 1 >= self.kl_warmup)
 
-    def training_loss(self, x: Tensor, label: Tensor | None) -> Loss:
+    def optimizer(self) -> torch.optim.Optimizer | list[torch.optim.Optimizer]:
+        """Adam of the autoencoder, and the discriminator's where there is one."""
+        return self.with_discriminator(torch.optim.Adam(self.net.parameters(), self.lr, self.betas), self.lr)
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        return self.net.decoder.layers[-1].get_parameter("weight")
+
+    def reconstruction(self, x: Tensor, label: Tensor | None) -> Reconstruction:
         """(-log p(x | z) + w beta sum_j max(KL_j, free_bits)) / (C prod S), w = min(1, step / kl_warmup).
 
         The source averages the squared error over pixels (eq 2.20) but sums the KL (eq 2.29): reduction
@@ -75,5 +106,9 @@ class ConvVAE(LatentModel):
         """
         weight = min(1.0, (self.step + 1) / self.kl_warmup) if self.kl_warmup else 1.0
         beta = weight * self.beta * (self.spec.dims if self.reduction == "mean" else 1)
-        loss, parts = self.negative_elbo(x, self.training_groups(x, label), beta, self.free_bits)
-        return loss / self.spec.dims, parts
+        group = self.training_groups(x, label)
+        q = self.net.encode(x)
+        out = self.net.decode(q.draw(), group)
+        loss, parts = self.bound(x, q, out, beta, self.free_bits)
+        image = self.net.observation.mean(out)
+        return Reconstruction(loss / self.spec.dims, parts, image, parts["nll"] / self.spec.dims)

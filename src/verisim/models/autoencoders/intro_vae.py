@@ -125,20 +125,20 @@ class IntroVAE(LatentModel):
             found = torch.stack([parts["kl"].mean(), parts["mse"].mean() * self.spec.dims / 4]).detach()
             first = self.measured[1] == 0
             self.measured.copy_(torch.where(first, found, self.measured.lerp(found, 1 - MEMORY)))
-        self._descend(loss, optimizers)
+        self.descend(loss, optimizers, self.clip)
         parts.pop("nll")  # it has no counterpart later on, and a logger would repeat its last value
         return {"loss": loss, **parts}
 
     def encoder_step(self, x: Tensor, group: Tensor, z_p: Tensor, optimizer: Any) -> tuple[dict, Tensor]:
         """Update the encoder alone; returns the parts of its loss, and z ~ q(z | x)."""
         loss, parts, z = self.encoder_loss(x, group, z_p)
-        self._descend(loss, [optimizer])
+        self.descend(loss, [optimizer], self.clip)
         return {"loss_e": loss, **parts}, z
 
     def generator_step(self, x: Tensor, group: Tensor, z: Tensor, z_p: Tensor, optimizer: Any) -> dict:
         """Update the decoder alone, through images made anew; returns the parts of its loss."""
         loss, parts = self.generator_loss(x, group, z, z_p)
-        self._descend(loss, [optimizer])
+        self.descend(loss, [optimizer], self.clip)
         return {"loss_g": loss, "loss": loss, **parts}
 
     def encoder_loss(self, x: Tensor, group: Tensor, z_p: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -169,16 +169,3 @@ class IntroVAE(LatentModel):
         own = torch.where(error > 0, 0.5 * self.spec.dims / error, 1.0)  # nothing measured yet: 1
         margin = torch.full_like(kl, self.margin) if self.margin else kl + SLACK * self.latent
         return margin, torch.full_like(kl, self.beta) if self.beta else own
-
-    def _descend(self, loss: Tensor, optimizers: list[Any]) -> None:
-        """Step `optimizers`, unless the loss or a gradient is not finite."""
-        if not self.is_finite(loss):
-            return
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        self.manual_backward(loss.mean())
-        held = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
-        norms = [nn.utils.clip_grad_norm_(parameters, self.clip or torch.inf) for parameters in held]
-        if self.is_finite(torch.stack(norms)):
-            for optimizer in optimizers:
-                optimizer.step()

@@ -143,7 +143,12 @@ class LatentModel(GenerativeModel):
         free_bits: nats per latent that cost nothing; None = the exact KL of the posterior.
         """
         q = self.net.encode(x)
-        out = self.net.decode(q.draw(), group)
+        return self.bound(x, q, self.net.decode(q.draw(), group), beta, free_bits)
+
+    def bound(
+        self, x: Tensor, q: Posterior, out: Tensor, beta: float, free_bits: float | None = None
+    ) -> Loss:
+        """negative_elbo of images x whose posterior is q and whose decoded draw is `out`, raw (B, C, *S)."""
         nll = self.net.observation.nll(out, x)  # (B,)
         rate = q.rate() if free_bits is None else q.kl().clamp(min=free_bits).sum(1)  # (B,)
         mse = (self.net.observation.mean(out) - x).square().flatten(1).mean(1)

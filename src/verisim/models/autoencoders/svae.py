@@ -99,8 +99,8 @@ class SVAE(LatentModel):
         max_width: int = 256,  # upper bound of channels
         kernel: int = 3,  # of the stride-1 convolutions (source: 4)
         norm: bool = True,  # group norm in the blocks
-        likelihood: Literal["sigma", "discretised_logistic", "bce"] = "sigma",  # p(x | z)
-        sigma: Literal["optimal", "learned", "fixed"] = "optimal",  # of the sigma-VAE; fixed = squared error
+        likelihood: Literal["sigma", "laplace", "discretised_logistic", "bce"] = "sigma",  # p(x | z)
+        sigma: Literal["optimal", "learned", "fixed"] = "optimal",  # its scale; fixed = the plain error
         beta: float = 1.0,  # final weight of the KL
         kl_warmup: int = 200,  # steps over which that weight rises from 0
         embed: int = 32,  # length of a class embedding

@@ -2,7 +2,8 @@
 
     L = -log p(x | z_q) + |sg[z_e] - e|^2 + beta |z_e - sg[e]|^2        (source 001, eq. 4.12, sign corrected)
 
-All terms are means over pixels or latent numbers, the first in nats with sigma^2 = mean squared error.
+All terms are means over pixels or latent numbers, the first in nats with sigma^2 = mean squared error. Perceptual
+and adversarial terms (a VQGAN): realism.py.
 The two systems differ by `channels` alone: std (8, 16, 32, 64, 128, 256) leaves 4 x 4 codes of a 256-pixel
 image, adapted (64, 128, 256) leaves 32 x 32.
 
@@ -19,11 +20,12 @@ import warnings
 from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
 from verisim.models.autoencoders.gaussian import CHUNK, evaluating, fresh_generator
+from verisim.models.autoencoders.realism import Realism, RealismTerms, Reconstruction
 from verisim.models.autoencoders.vq_nets import VQAutoencoder, VQNet, grid_of
 from verisim.models.autoencoders.vq_stages import VQVAEOptions, check_stages, read_first_stage
 from verisim.models.autoregressive.code_prior import PriorSettings, build_prior, check_sampling
@@ -33,7 +35,7 @@ from verisim.nets.quantiser import VectorQuantiser, perplexity, used_share, warn
 WARMUP = 100  # steps over which each stage's learning rate rises
 
 
-class VQVAE(GenerativeModel):
+class VQVAE(Realism, GenerativeModel):
     """VQ-VAE of 2D or 3D images, with an optional prior (class-conditional where there are classes).
 
     Roles: Sampler, Autoencoder (embeddings; codes through encode_codes and decode_codes), Likelihood (an
@@ -71,6 +73,15 @@ class VQVAE(GenerativeModel):
         prior_dropout: float = 0.1,  # probability
         prior_lr: float = 1e-3,  # Adam learning rate of the prior
         label_dropout: float = 0.1,  # share of training images whose class is hidden from the prior
+        betas: tuple[float, float] = (0.9, 0.999),  # Adam
+        perceptual_weight: float = 0.0,  # of the perceptual term; 0 = none
+        perceptual: str = "random",  # whose features it compares: random, or FILE of save_features
+        adversarial: float = 0.0,  # weight of the adversarial term; 0 = no discriminator
+        discriminator_start: int = 0,  # batches before the discriminator begins
+        discriminator_layers: int = 3,  # of stride 2; it judges patches of 9 * 2^layers - 2 pixels
+        discriminator_width: int = 64,  # channels of its first layer
+        discriminator_lr: float = 0.0,  # Adam learning rate of the discriminator; 0 = lr
+        clip: float = 1.0,  # largest gradient norm of either player, in place of training.clip; 0 = none
     ) -> None:
         super().__init__(spec, num_classes)
         check_stages(prior, num_classes, first_stage, first_stage_steps)
@@ -90,6 +101,19 @@ class VQVAE(GenerativeModel):
         self.beta, self.lr, self.prior_lr, self.label_dropout = beta, lr, prior_lr, label_dropout
         self.first_stage, self.first_stage_steps = first_stage, first_stage_steps
         self.warned = False  # of a collapsed codebook
+        self.betas = betas
+        self.set_terms(
+            RealismTerms(
+                perceptual_weight,
+                perceptual,
+                adversarial,
+                discriminator_start,
+                discriminator_layers,
+                discriminator_width,
+                discriminator_lr,
+                clip,
+            )
+        )
 
     # --- training: which stage --------------------------------------------------------------------
 
@@ -133,24 +157,29 @@ class VQVAE(GenerativeModel):
         if self.ema is not None:
             self.ema.n_averaged.zero_()
 
-    def training_loss(self, x: Tensor, label: Tensor | None) -> Loss:
-        """Loss (B,) of the present stage, and its parts."""
-        return self.prior_loss(x, label) if self.in_prior_stage else self.autoencoder_loss(x)
+    def reconstruction(self, x: Tensor, label: Tensor | None) -> Reconstruction:
+        """The pass of the present stage; the prior's reconstructs nothing."""
+        if self.in_prior_stage:
+            return Reconstruction(*self.prior_loss(x, label))
+        return self.autoencoder_loss(x)
 
-    def autoencoder_loss(self, x: Tensor) -> Loss:
+    def autoencoder_loss(self, x: Tensor) -> Reconstruction:
         """-log p(x | z_q) / dims + codebook + beta commitment (eq. 4.12), for images x (B, C, *S)."""
         net = self.net.autoencoder
         found = net.quantiser(net.encoder(x))
         out = net.decoder(found.embedding)
-        loss = net.observation.nll(out, x) / self.spec.dims + self.beta * found.commitment
+        error = net.observation.nll(out, x) / self.spec.dims
+        loss = error + self.beta * found.commitment
         if net.quantiser.update == "loss":
             loss = loss + found.codebook
-        mse = (net.observation.mean(out) - x).square().flatten(1).mean(1)
+        image = net.observation.mean(out)
+        mse = (image - x).square().flatten(1).mean(1)
         usage = net.quantiser.usage
         if self.training and self.step % 100 == 99 and not self.warned:
             self.warned = warn_if_collapsed(usage)
         parts = {"mse": mse, "commitment": found.commitment}
-        return loss, {**parts, "perplexity": perplexity(usage), "used": used_share(usage)}
+        parts |= {"perplexity": perplexity(usage), "used": used_share(usage)}
+        return Reconstruction(loss, parts, image, error)
 
     def prior_loss(self, x: Tensor, label: Tensor | None) -> Loss:
         """Bits per code (B,) of the codes of x under the prior; the autoencoder gets no gradient."""
@@ -164,12 +193,19 @@ class VQVAE(GenerativeModel):
         bits = self.net.prior.nll_bits(codes, group).flatten(1).mean(1)
         return bits, {"bits_per_code": bits}
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Adam with one group for each stage; parameters without gradient are left alone."""
+    @property
+    def last_weight(self) -> nn.Parameter:
+        return self.net.autoencoder.decoder.layers[-1].get_parameter("weight")
+
+    def optimizer(self) -> torch.optim.Optimizer | list[torch.optim.Optimizer]:
+        """Adam with one group for each stage; parameters without gradient are left alone.
+
+        Behind it the discriminator's, where there is one.
+        """
         groups = [{"params": list(self.net.autoencoder.parameters()), "lr": self.lr}]
         if self.net.prior is not None:
             groups.append({"params": list(self.net.prior.parameters()), "lr": self.prior_lr})
-        return torch.optim.Adam(groups, self.lr)
+        return self.with_discriminator(torch.optim.Adam(groups, self.lr, self.betas), self.lr)
 
     def lr_scale(self, step: int, total: int | None) -> float:
         """Linear warm-up at the start of each stage."""
