@@ -67,7 +67,9 @@ def test_a_unet_becomes_a_run(tmp_path, capsys):
     label = torch.tensor([1, 0])
     model.configure_sampling(sampler="dpmpp_2m", steps=4, guidance=2.0)
     want = own.sample(2, label, generator("t", 0), sampler="dpmpp_2m", steps=4, guidance=2.0)
-    torch.testing.assert_close(model.sample(2, label, generator("t", 0)), want, atol=2e-4, rtol=1e-3)  # rounding
+    torch.testing.assert_close(
+        model.sample(2, label, generator("t", 0)), want, atol=2e-4, rtol=1e-3
+    )  # rounding
     model.configure_sampling(batch=1)
     assert model.sample(2, label, generator("t", 0)).shape == (2, 1, 16, 16)
 
