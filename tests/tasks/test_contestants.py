@@ -17,7 +17,7 @@ from verisim.tasks.utility import labelled_source
 from verisim.training.source import DataSettings, open_dataset
 
 TEXT = {"channels": (8, 16), "blocks": 1, "attention": (False, True), "head_channels": 8, "steps": 2, "text": "words",
-        "text_words": 60, "text_length": 16, "text_width": 8, "text_depth": 1}  # fmt: skip
+        "text_words": 60, "text_length": 32, "text_width": 8, "text_depth": 1}  # fmt: skip
 
 
 def levels(n, channels, size=(16, 16)):
