@@ -53,7 +53,9 @@ def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> in
     settings = replace(preset, seed=args.seed, networks=with_stored(preset.networks, args.features))
     for name in args.features:  # a wrong file is found before images are drawn
         build(name, dataset["train"], steps=0)
-    contestants = [open_source(s, args.count, real, seed=args.seed) for s in args.sources]
+    contestants = [
+        open_source(s, args.count, real, seed=args.seed, contrasts=dataset.contrasts) for s in args.sources
+    ]
     anatomy = args.anatomy or ("" if data.folder else data.phantom)
     out = Path(args.out)
     progress = show_progress(verb)

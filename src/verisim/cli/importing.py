@@ -20,7 +20,7 @@ EXAMPLES = """\
 """
 
 KINDS = {"monai-unet": "monai_unet", "monai-autoencoder": "monai_autoencoder"}  # -> key of IMPORTED
-OWN = {  # options of each kind, with their defaults
+OWN: dict[str, dict[str, Any]] = {  # options of each kind, with their defaults
     "monai-unet": {
         "first_stage": "",
         "prediction": "epsilon",

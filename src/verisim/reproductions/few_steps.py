@@ -197,8 +197,8 @@ def draw(jobs: list[Job], dataset: Dataset, scale: Scale, cache: Path) -> list[C
                     if n < scale.fine or sampler == "ddim":  # what students are to reach
                         way = {"sampler": sampler, "schedule": schedule, "steps": n}
                         ways[in_steps(f"{TEACHER}:{sampler}", n)] = way
-        for way, options in ways.items():
-            full = f"{way}@{seed}"
+        for way_name, options in ways.items():
+            full = f"{way_name}@{seed}"
             file = cache / f"{full.replace(':', '-')}.safetensors"
             made = from_model(
                 job.folder,

@@ -24,7 +24,7 @@ def claims(numbers: dict[str, Any]) -> list[Claim]:
     """All claims whose systems are among the numbers ("rows", "controls")."""
     rows = numbers["rows"]
     steps = sorted(int(s.rsplit("-", 1)[1]) for s in systems_of(rows) if s.startswith(f"{STUDENT}-"))
-    found = [controls(numbers)]
+    found: list[Claim | None] = [controls(numbers)]
     for n in steps:
         found.append(
             _claim(

@@ -86,7 +86,7 @@ def run(options: Options) -> Iterator[Result]:
         raise VerisimError("002-growth runs on phantoms: it needs to know the truth at the second age.")
     scale = SCALES[options.scale]
     scale = replace(scale, seeds=options.seeds or scale.seeds)
-    options.chosen(SYSTEMS)
+    options.chosen(tuple(SYSTEMS))
     for size in options.sizes or (scale.size,):
         yield _table(options, replace(scale, size=size))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from verisim.data.folder import Dataset, load_images
+from verisim.data.folder import Dataset
 from verisim.data.spec import Images
 from verisim.errors import VerisimError
 from verisim.hub.weights import read_card, resolve
@@ -27,7 +27,7 @@ from verisim.metrics.utility import (
 )
 from verisim.seeding import generator as seeded
 from verisim.tasks.comparison import held_out
-from verisim.tasks.contestants import Contestant, from_model, locate
+from verisim.tasks.contestants import Contestant, from_model, locate, read_folder, reads_texts
 from verisim.training.run_folder import environment
 
 CHANCE = 0.5
@@ -56,10 +56,12 @@ class UtilitySettings:
 def labelled_source(path: str, n: int, dataset: Dataset, column: str, seed: int) -> Contestant:
     """A run (n images by training frequency of its classes), or a folder with class names in `column`.
 
-    VerisimError where its classes are not those of the real images.
+    A text model is asked for texts of the training images, and its images have the labels of those. VerisimError where its classes are not those of the real images.
     """
     (where, is_model), real = locate(path), held_out(dataset)
     if is_model:
+        if reads_texts(where) and dataset["train"].texts is not None:
+            return from_model(where, where.name, n, real, seed=seed, asked=dataset["train"])
         card = read_card(resolve(where))
         if tuple(card.class_names) != dataset.class_names:
             has = ", ".join(card.class_names) or "none (train it with --data.label)"
@@ -67,7 +69,7 @@ def labelled_source(path: str, n: int, dataset: Dataset, column: str, seed: int)
                 f"{path} knows other classes than the real images ({', '.join(dataset.class_names)}): {has}."
             )
         return from_model(where, where.name, n, real, seed=seed)
-    found = load_images(where, real.spec.size, channels=real.spec.channels, label=column, split=None)
+    found = read_folder(where, real.spec, dataset.contrasts, column)
     odd = [c for c in found.class_names if c not in dataset.class_names]
     if odd:
         raise VerisimError(

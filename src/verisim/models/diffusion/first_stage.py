@@ -81,8 +81,10 @@ class ForeignStage(nn.Module):
 
     def __init__(self, model: GenerativeModel, codes: bool) -> None:
         super().__init__()
-        self.net: Any = model.stage
-        self.channels, self.grid = self.net.spec.channels, self.net.spec.size
+        stage: Any = model.stage
+        self.net = stage
+        self.channels: int = stage.spec.channels
+        self.grid: tuple[int, ...] = stage.spec.size
 
     def encode(self, x: Tensor) -> Tensor:
         return self.net.encode(x)
