@@ -126,7 +126,7 @@ def _scan(name: str, patient: str, days: float, raw: RawImage) -> Scan:
     return Scan(name, patient, days, torch.from_numpy(raw.array[:1]).float(), raw.affine)
 
 
-def phantom_visits(subjects: int, size: int, seed: int, weeks: float = 3.0) -> list[Scan]:
+def phantom_visits(subjects: int, size: int, seed: int, weeks: float = 2.0) -> list[Scan]:
     """Growing brains seen twice, `weeks` apart; the second time turned by up to 10 degrees and shifted by up to 8 mm."""
     g = generator("two-visits", seed)
     who = torch.arange(subjects)
@@ -136,12 +136,11 @@ def phantom_visits(subjects: int, size: int, seed: int, weeks: float = 3.0) -> l
         made = growing_brain.scan(who, ages, seed, (size,) * 3).images
         assert made.patients is not None and made.spec.spacing is not None
         affine = np.diag([made.spec.spacing[0]] * 3 + [1.0])[[2, 1, 0, 3]]  # w to the right, d upwards
-        for k, (x, name) in enumerate(zip(made.pixels, made.patients)):
-            place = affine
+        for x, name in zip(made.pixels, made.patients):
             if visit:
                 pose = 2 * torch.rand(6, generator=g) - 1
                 x = moved(x, 10 * pose[:3], 8 * pose[3:] / made.spec.spacing[0])
-            scans.append(Scan(f"{name}-visit{visit + 1}", name, 7 * weeks * visit, x, place))
+            scans.append(Scan(f"{name}-visit{visit + 1}", name, 7 * weeks * visit, x, affine))
     return sorted(scans, key=lambda s: (s.patient, s.days))
 
 
