@@ -14,7 +14,11 @@ from verisim.reproductions.result import Options
 from verisim.reproductions.two_visits_claims import claims
 from verisim.training.checkpoint import load_state
 
-MADE = ("predicted", "unchanged", "copied", "changed", "others", "unregistered", "reconstructed")
+MADE = ("copied", "others", "unregistered") + tuple(
+    f"{what}, {unit}"
+    for unit in ("years", "weeks")
+    for what in ("predicted", "unchanged", "changed", "reconstructed")
+)
 
 
 def test_smoke_run(tmp_path, capsys):
@@ -26,7 +30,7 @@ def test_smoke_run(tmp_path, capsys):
     for r in rows:
         assert all(set(r[k]) == {"psnr", "ssim", "mae"} for k in MADE)
         assert r["years"] == pytest.approx(14 / 365.25, abs=1e-3) and r["extrapolated"] is False
-        state = load_state(tmp_path / "runs" / "phantoms-30" / f"without-{r['patient']}.safetensors")
+        state = load_state(tmp_path / "runs" / "phantoms-30-years" / f"without-{r['patient']}.safetensors")
         assert len(state["run"]["names"]) == 2 and r["patient"] not in state["run"]["names"]
     assert len(body["numbers"]["registrations"]) == 5 and body["numbers"]["failed"] == []
     assert {c["name"]: c["holds"] for c in body["claims"]}["registered"] is True
@@ -36,7 +40,8 @@ def test_smoke_run(tmp_path, capsys):
 
 def made_up(**psnr):
     """Two people, and how well each picture meets the second visit."""
-    base = {k: 20.0 for k in MADE} | {"unregistered": 15.0, "others": 18.0} | psnr
+    base = {k: 20.0 for k in MADE} | {"unregistered": 15.0, "others": 18.0, "predicted, weeks": 10.0}
+    base |= {f"{k}, years": v for k, v in psnr.items()}
     rows = [
         {"patient": f"p{k}", **{n: {"psnr": v + k, "ssim": 0.9} for n, v in base.items()}} for k in range(2)
     ]
@@ -48,10 +53,10 @@ def test_claims_follow_the_numbers():
     """All people better: yes. None: no. Some: undecided. A failed registration is named."""
     found = {c.name: c.holds for c in claims(made_up(predicted=21.0, changed=19.0, unchanged=20.5))}
     assert found == {"fits": True, "registered": True, "nothing-changes": True, "others": True, "age": True,
-                     "change": False, "identity": True}  # fmt: skip
+                     "change": False, "identity": True, "unit": True}  # fmt: skip
     assert {c.name: c.holds for c in claims(made_up(predicted=12.0))}["nothing-changes"] is False
     mixed = made_up(predicted=21.0)
-    mixed["rows"][0]["predicted"]["psnr"] = 19.0
+    mixed["rows"][0]["predicted, years"]["psnr"] = 19.0
     assert {c.name: c.holds for c in claims(mixed)}["nothing-changes"] is None
     lost = made_up() | {"failed": ["long_patient03_study2_flair.nii.gz"]}
     fits = claims(lost)[0]

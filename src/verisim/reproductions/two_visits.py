@@ -3,7 +3,8 @@
 The exercise of source 002, chapter 8, on what scanners deliver: volumes that lie differently and show different parts of
 the head. Second visits are registered to first ones and first ones to each other, the model is trained on all other
 people, fitted to a first visit and asked for the second (leave-one-out by patient). Age is the time since the first visit:
-the people are adults, and what happens to them within a year is no growth. With three or four people nothing can be
+the people are adults, and what happens to them within a year is no growth. Its unit says how fast the network may change
+with it: a year is a hundredth of what it sees, a week too, and so moves it 52 times as far within the same time. With three or four people nothing can be
 learned of identity, so the claims are expected not to hold; the controls are what matters. Without --data: growing-brain
 phantoms, moved between their visits.
 """
@@ -29,7 +30,10 @@ from verisim.reproductions.result import Options, Result
 from verisim.reproductions.two_visits_claims import claims
 
 CONTRAST = "flair"
-START = 10.0  # weeks that the model is told at the first visit: its ages must be above 0
+UNITS = {
+    "years": (1.0, 365.25),
+    "weeks": (10.0, 7.0),
+}  # age at the first visit, as ages must be above 0; days of a unit
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def run(options: Options) -> Iterator[Result]:
         f"{len(set(visits.images.patients or ()))} people, {len(rows)} of them seen twice; {what(options)}; grid "
         f"{'x'.join(map(str, scale.frame.size))} of {scale.frame.mm:g} mm, what all scans show",
         f"leave-one-out by patient, {scale.steps} steps of {scale.scans} scans per model, one seed; age = time since the "
-        f"first visit",
+        f"first visit; the network sees a hundredth of it, in years or in weeks",
         "a claim holds if it does for every person and fails if it does for none; so few people decide nothing about others",
     ]
     notes += [f"registration failed, left out: {name}" for name in visits.failed]
@@ -124,34 +128,39 @@ def without(options: Options, scale: Scale, visits: Visits, patient: str) -> dic
     assert patients is not None
     mine = torch.tensor([p == patient for p in patients])
     others, own = visits.images.subset(~mine), visits.images.subset(mine)
-    weeks = START + visits.days / 7
-    model = trained(options, scale, others, weeks[~mine], patient)
     first, last = own.subset(torch.tensor([0])), own.subset(torch.tensor([len(own) - 1]))
-    before, after = weeks[mine][:1], weeks[mine][-1:]
-    fitting = LatentFit(scale.fit_steps, scale.fit_lr, scale.fit_pixels)
-    latent = fit_latents(model, first, before, fitting)
-    then, now = model.render(latent, after), model.render(latent, before).images
     made = {
-        "predicted": then.images.pixels,
-        "unchanged": now.pixels,  # the model, no change of age
         "copied": first.pixels,  # nothing changes
-        "changed": (first.pixels + then.images.pixels - now.pixels).clamp(
-            -1, 1
-        ),  # the scan and the model's change
         "others": mean_of_people(others),
         "unregistered": visits.unregistered[mine][-1:],
     }
-    target = {name: last for name in made} | {"unregistered": first}  # moved second visit against the first
+    for unit, (start, days) in UNITS.items():
+        ages = start + visits.days / days
+        model = trained(options, scale, others, ages[~mine], patient, unit)
+        latent = fit_latents(
+            model, first, ages[mine][:1], LatentFit(scale.fit_steps, scale.fit_lr, scale.fit_pixels)
+        )
+        then, now = model.render(latent, ages[mine][-1:]), model.render(latent, ages[mine][:1]).images.pixels
+        made |= {
+            f"predicted, {unit}": then.images.pixels,
+            f"unchanged, {unit}": now,  # the model, no change of age
+            f"changed, {unit}": (first.pixels + then.images.pixels - now).clamp(
+                -1, 1
+            ),  # the scan and the model's change
+            f"reconstructed, {unit}": now,
+        }
+    against_first = {"unregistered", *(f"reconstructed, {unit}" for unit in UNITS)}
     return {
         "patient": patient,
         "years": round(float(visits.days[mine][-1]) / 365.25, 3),
         "extrapolated": bool(then.extrapolated[0]),
-        "reconstructed": scored(first, now.pixels),
-        **{name: scored(target[name], x) for name, x in made.items()},
+        **{name: scored(first if name in against_first else last, x) for name, x in made.items()},
     }
 
 
-def trained(options: Options, scale: Scale, scans: Images, weeks: Tensor, left_out: str) -> Development:
+def trained(
+    options: Options, scale: Scale, scans: Images, ages: Tensor, left_out: str, unit: str
+) -> Development:
     """A model of these scans; what was trained before is read, what was killed goes on."""
     torch.manual_seed(0)
     model = Development.for_scans(scans, Architecture(True, scale.latent, scale.hidden, scale.layers))
@@ -159,9 +168,12 @@ def trained(options: Options, scale: Scale, scans: Images, weeks: Tensor, left_o
                         latent_lr=scale.latent_lr)  # fmt: skip
     kind = "data" if options.data else "phantoms"
     file = (
-        options.out / "runs" / f"{kind}-{scale.steps}" / f"without-{left_out.replace('/', '_')}.safetensors"
+        options.out
+        / "runs"
+        / f"{kind}-{scale.steps}-{unit}"
+        / f"without-{left_out.replace('/', '_')}.safetensors"
     )
-    fit(model, scans, weeks, settings, progress=Progress(file, every=200))
+    fit(model, scans, ages, settings, progress=Progress(file, every=200))
     return model
 
 

@@ -8,10 +8,11 @@ from verisim.reproductions.result import Claim
 
 QUESTIONS = (  # name, better, worse, statement, who says so
     ("registered", "copied", "unregistered", "Registration brings second visits nearer to first ones than their headers do", "control"),
-    ("nothing-changes", "predicted", "copied", "The prediction is nearer to the second visit than the first visit is", "spec 002, K.7"),
-    ("others", "predicted", "others", "The prediction is nearer to the second visit than the mean of other people is", "control"),
-    ("age", "predicted", "unchanged", "The prediction is nearer to the second visit than the model without change of age", "spec 002, K.7"),
-    ("change", "changed", "copied", "The model's change, added to the first visit, brings it nearer to the second", "control"),
+    ("nothing-changes", "predicted, years", "copied", "The prediction is nearer to the second visit than the first visit is", "spec 002, K.7"),
+    ("others", "predicted, years", "others", "The prediction is nearer to the second visit than the mean of other people is", "control"),
+    ("age", "predicted, years", "unchanged, years", "The prediction is nearer to the second visit than the model without change of age", "spec 002, K.7"),
+    ("change", "changed, years", "copied", "The model's change, added to the first visit, brings it nearer to the second", "control"),
+    ("unit", "predicted, years", "predicted, weeks", "With age in years the prediction is nearer than with age in weeks", "control"),
     ("identity", "copied", "others", "The first visit is nearer to the second than the mean of other people is", "control"),
 )  # fmt: skip
 
