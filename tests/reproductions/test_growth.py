@@ -2,14 +2,17 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from verisim.cli.main import main
 from verisim.errors import VerisimError
+from verisim.phantoms import growing_brain
 from verisim.reproductions import reproduction
 from verisim.reproductions.growth_claims import GUIDED, SHUFFLED, SOURCE, claims
-from verisim.reproductions.growth_guided import LEVELS
+from verisim.reproductions.growth_guided import Choice, choose, guided_images
 from verisim.reproductions.result import Options
 
 
@@ -29,7 +32,7 @@ def test_smoke_run(tmp_path, capsys):
         "true_slope",
     }
     guided = numbers["rows"][GUIDED][0]
-    assert len(guided["predicted"]) == len(guided["mae"]) == 6 and guided["chosen"]["level"] in LEVELS
+    assert len(guided["predicted"]) == len(guided["mae"]) == 6 and guided["chosen"]["level"] == 200
     took = [
         json.loads(p.read_text())["processor_seconds"] for p in (tmp_path / "runs" / "16px-60").glob("*.json")
     ]
@@ -59,6 +62,27 @@ def test_smoke_run(tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")} == runs
     assert json.loads(file.read_text())["numbers"] == body["numbers"]
     assert "claims" in capsys.readouterr().out
+
+
+def test_guidance_is_chosen_by_the_training_pairs():
+    """The setting that changes the first scans into the second ones best; a setting that breaks images loses."""
+    scans = growing_brain.make(2, 0, 16).images
+    before, after = torch.tensor([0]), torch.tensor([1])
+
+    class Known:
+        def at_age(self, x, ages, level, c, steps):
+            assert steps == 5 and ages.tolist() == [40.0]
+            if c > 2:
+                raise VerisimError("overshoots")
+            share = max(0.0, 1 - abs(c - 1) - abs(level - 400) / 1000)  # best at level 400, c = 1
+            return x + share * (scans.pixels[1:] - x)
+
+    found = choose(
+        Known(), scans, torch.tensor([30.0, 40.0]), before, after, Choice((200, 400, 600), (0.0, 0.9, 3.0), 5)
+    )
+    assert (found.level, found.c) == (400, 0.9)
+    broken = guided_images(Known(), scans.pixels[:1], torch.tensor([40.0]), replace(found, c=3.0))
+    assert torch.equal(broken, torch.full_like(broken, -1.0))
 
 
 def made_up():

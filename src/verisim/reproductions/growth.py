@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from verisim.models.implicit.progress import Progress
 from verisim.phantoms import growing_brain
 from verisim.reports.growth import curve_png
 from verisim.reproductions.growth_claims import SOURCE, claims
-from verisim.reproductions.growth_guided import GUIDED, choose, guided_images, trained_guided
+from verisim.reproductions.growth_guided import GUIDED, Choice, choose, guided_images, trained_guided
 from verisim.reproductions.result import Options, Result
 from verisim.seeding import generator
 from verisim.tasks.growth import age_change, frames
@@ -62,10 +62,11 @@ class Scale:
     fit_steps: int = 100
     fit_lr: float = 1e-2
     fit_pixels: float = 0.5
+    guided: Choice = field(default_factory=Choice)
 
 
 SCALES = {
-    "smoke": Scale(16, 12, 4, 6, 60, 1, fit_steps=20),
+    "smoke": Scale(16, 12, 4, 6, 60, 1, fit_steps=20, guided=Choice((200,), (0.0, 1.0), 3)),
     "small": Scale(16, 60, 6, 24, 1000, 2),
     "full": Scale(64, 60, 6, 48, 6000, 3, 1, 0.1, 32, 64, 6, 1e-3, 1e-2, 300),  # spec 002, K.10
 }
@@ -223,7 +224,7 @@ def predict_guided(options: Options, scale: Scale, scans: Scans, minutes: float,
     n = scale.subjects
     again = torch.arange(n, n + scale.twice)
     how = choose(model, scans.train, scans.ages, torch.cat([torch.arange(scale.twice), again]),
-                 torch.cat([again, torch.arange(scale.twice)]))  # fmt: skip
+                 torch.cat([again, torch.arange(scale.twice)]), scale.guided)  # fmt: skip
     x = scans.first.pixels
     made = Images(guided_images(model, x, scans.after, how), scans.first.spec)
     still = guided_images(model, x, scans.before, how)

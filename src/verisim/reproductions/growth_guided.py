@@ -26,9 +26,20 @@ from verisim.training.run_folder import RunFolder
 from verisim.training.settings import TrainSettings
 from verisim.training.train import ModelPlan, train
 
-LEVELS = (200, 400, 600)  # L of 1000; the source: 600
-STRENGTHS = (0.0, 0.1, 0.3, 1.0, 3.0)  # c, ages in standard deviations; 0 = encoded and decoded, nothing else
-STEPS = 20  # of the L that are evaluated, each way
+
+@dataclass(frozen=True)
+class Choice:
+    """What is tried on the training subjects seen twice."""
+
+    levels: tuple[int, ...] = (200, 400, 600)  # L of 1000; the source: 600
+    strengths: tuple[float, ...] = (
+        0.0,
+        0.1,
+        0.3,
+        1.0,
+        3.0,
+    )  # c, ages in standard deviations; 0 = no guidance
+    steps: int = 20  # of the L that are evaluated, each way
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Guidance:
 
     level: int  # L
     c: float
+    steps: int  # of the L that are evaluated, each way
     psnr: float  # dB, of the training subjects seen twice
 
 
@@ -66,23 +78,23 @@ def trained_guided(
     return found.eval(), card
 
 
-def choose(model: AgeGuidedDiffusion, scans: Images, ages: Tensor, before: Tensor, after: Tensor) -> Guidance:
+def choose(
+    model: AgeGuidedDiffusion, scans: Images, ages: Tensor, before: Tensor, after: Tensor, among: Choice
+) -> Guidance:
     """L and c by which scans `before` (n,) become scans `after` (n,) best, mean PSNR; pairs that break an image lose."""
-    best: Guidance | None = None
-    for level, c in product(LEVELS, STRENGTHS):
-        how = Guidance(level, c, 0.0)
+    tried = []
+    for level, c in product(among.levels, among.strengths):
+        how = Guidance(level, c, among.steps, 0.0)
         made = guided_images(model, scans.pixels[before], ages[after], how)
         score = float(psnr(mse(scans.pixels[after], made, scans.spec)).mean())
-        if best is None or score > best.psnr:
-            best = Guidance(level, c, round(score, 3))
-    assert best is not None
-    return best
+        tried.append(replace(how, psnr=round(score, 3)))
+    return max(tried, key=lambda how: how.psnr)
 
 
 def guided_images(model: AgeGuidedDiffusion, x: Tensor, ages: Tensor | None, how: Guidance) -> Tensor:
     """x (n, C, *S) at ages (n,), None = encoded and decoded only; black where guidance breaks an image."""
     try:
-        return model.at_age(x, ages, how.level, how.c, STEPS)
+        return model.at_age(x, ages, how.level, how.c, how.steps)
     except VerisimError:
         if len(x) == 1:
             return torch.full_like(x, -1.0)
