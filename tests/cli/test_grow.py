@@ -265,11 +265,14 @@ def test_volumes_keep_their_place(tmp_path, capsys):
     for name, array, place in (
         ("four", np.stack([x, x], -1), affine),
         ("hole", hole, affine),
-        ("metres", x, units),
-        ("thick", x, thick),
         ("flat", x, np.diag([mm, mm, 0.0, 1.0])),
     ):
-        nib.save(nib.Nifti1Image(array, place), tmp_path / f"{name}.nii.gz")
+        image = nib.Nifti1Image(array, affine)
+        image.set_qform(None, code=0)
+        image.set_sform(place, code=1)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    for name, place in (("metres", units), ("thick", thick)):
+        write_image(tmp_path / f"{name}.nii.gz", made.pixels[0], made.spec, {}, place)
     capsys.readouterr()
     for name, message in (
         (
