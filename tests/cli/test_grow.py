@@ -260,7 +260,7 @@ def test_volumes_keep_their_place(tmp_path, capsys):
     hole[3, 4, 5] = np.nan
     units, thick = (
         affine @ np.diag([1e-3, 1e-3, 1e-3, 1]),
-        affine @ np.diag([1.0, 1, 3, 1]),
+        affine @ np.diag([3.0, 1, 1, 1]),
     )  # metres; thick slices
     for name, array, place in (
         ("four", np.stack([x, x], -1), affine),
