@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -119,6 +120,10 @@ def test_ages_beyond_the_trained_are_marked(run, tmp_path, capsys):
     assert read_provenance(last)["extrapolated"] is True
     rows = list(csv.reader((tmp_path / "baby" / "curve.csv").open()))
     assert [r[1] for r in rows[1:]] == ["False", "False", "True", "True"]
+    argv = ["grow", str(run), "--from-age", "49", "--to-age", "40", str(scan), *FIT, "--force"]
+    assert main([*argv, "--out", str(tmp_path / "old")]) == 0  # the scan's own age is beyond
+    rows = list(csv.reader((tmp_path / "old" / "baby" / "curve.csv").open()))
+    assert [r[1] for r in rows[1:]] == ["True", "True", "False", "False"]
 
 
 def test_a_folder_grows_and_goes_on(run, tmp_path, capsys):
@@ -170,6 +175,15 @@ def test_what_cannot_grow(run, tmp_path, capsys, make, message):
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    if "another anatomy" in message:  # the number is said; --force draws it all the same, with a warning
+        left = re.search(r"leaves (\d+)% of this scan's variance unexplained; up to (\d+)% is allowed", err)
+        assert left and int(left[1]) > int(left[2])
+        assert main([*argv, "--force", "--out", str(tmp_path / "out")]) == 0
+        out = capsys.readouterr().out
+        assert (
+            f"WARNING: {left[1]}% unexplained is more than the {left[2]}% allowed" in out
+            and out.count("\n") == 2
+        )
 
 
 def test_options_that_do_not_fit(run, tmp_path, capsys):
@@ -241,5 +255,36 @@ def test_volumes_keep_their_place(tmp_path, capsys):
     given = nib.load(tmp_path / "v.nii.gz").affine
     found = nib.load(tmp_path / "out" / "v" / "001-age-40.00.nii.gz")
     assert np.allclose(found.affine, given, atol=1e-4) and found.shape == (16, 16, 16)
-    assert main(["grow", str(run), str(tmp_path / "wide.nii.gz"), *common]) == 2
-    assert "field of view" in capsys.readouterr().err
+    x = made.pixels[0, 0].numpy().T  # (w, h, d)
+    hole = x.copy()
+    hole[3, 4, 5] = np.nan
+    units, thick = (
+        affine @ np.diag([1e-3, 1e-3, 1e-3, 1]),
+        affine @ np.diag([3.0, 1, 1, 1]),
+    )  # metres; thick slices
+    for name, array, place in (
+        ("four", np.stack([x, x], -1), affine),
+        ("hole", hole, affine),
+        ("flat", x, np.diag([mm, mm, 0.0, 1.0])),
+    ):
+        image = nib.Nifti1Image(array, affine)
+        image.set_qform(None, code=0)
+        image.set_sform(place, code=1)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    for name, place in (("metres", units), ("thick", thick)):
+        write_image(tmp_path / f"{name}.nii.gz", made.pixels[0], made.spec, {}, place)
+    capsys.readouterr()
+    for name, message in (
+        (
+            "wide",
+            "field of view would give voxels of 17.5 x 17.5 x 17.5 mm on the model's grid, which has 8.75 x 8.75",
+        ),
+        ("four", "has 4 dimensions (16 x 16 x 16 x 2): 2 volumes in one file"),
+        ("hole", "1 of 4,096 values are NaN or Inf"),
+        ("metres", "voxels of 0.00875 x 0.00875 x 0.00875 mm"),
+        ("thick", "voxels of 26.2 x 8.75 x 8.75 mm"),
+        ("flat", "its affine is singular"),
+    ):
+        assert main(["grow", str(run), str(tmp_path / f"{name}.nii.gz"), *common]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1, err

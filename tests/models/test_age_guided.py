@@ -70,6 +70,15 @@ def test_guidance_moves_towards_the_age():
         model.at_age(x, 38.0, 600, 1e3, steps=50)
 
 
+def test_every_image_has_its_own_age():
+    """Ages (B,) guide each image as it is guided alone."""
+    x, model = images(), gaussian()
+    both = model.at_age(x, torch.tensor([38.0, 32.0]), 600, 0.1, steps=10)
+    alone = [model.at_age(x[k : k + 1], age, 600, 0.1, steps=10) for k, age in enumerate((38.0, 32.0))]
+    assert torch.allclose(both, torch.cat(alone), atol=1e-6)
+    assert not torch.allclose(both[:1], model.at_age(x[:1], 32.0, 600, 0.1, steps=10), atol=1e-3)
+
+
 def test_guidance_is_the_formula():
     """D - c sigma^2 grad (R - a)^2, for a linear R by hand."""
     model = gaussian()

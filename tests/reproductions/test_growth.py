@@ -2,24 +2,28 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from verisim.cli.main import main
 from verisim.errors import VerisimError
+from verisim.phantoms import growing_brain
 from verisim.reproductions import reproduction
-from verisim.reproductions.growth_claims import SHUFFLED, SOURCE, claims
+from verisim.reproductions.growth_claims import GUIDED, SHUFFLED, SOURCE, claims
+from verisim.reproductions.growth_guided import Choice, choose, guided_images
 from verisim.reproductions.result import Options
 
 
 def test_smoke_run(tmp_path, capsys):
-    """All four combinations, the control, both averages, figures; a second run trains nothing and finds the same."""
+    """Four combinations, the baseline, the control, averages, figures; a second run trains nothing and finds the same."""
     argv = ["reproduce", "002-growth", "--scale", "smoke", "--out", str(tmp_path)]
     assert main(argv) == 0
     file = tmp_path / "002-growth.16px.smoke.json"
     body = json.loads(file.read_text())
     numbers = body["numbers"]["16"]
-    assert set(numbers["rows"]) == {"none", "SGLA", "SSL", "both", SHUFFLED}
+    assert set(numbers["rows"]) == {"none", "SGLA", "SSL", "both", GUIDED, SHUFFLED}
     row = numbers["rows"]["both"][0]
     assert len(row["predicted"]) == len(row["ssim"]) == 6 and set(row["head"]) == {
         "sigma_mm",
@@ -27,7 +31,17 @@ def test_smoke_run(tmp_path, capsys):
         "slope",
         "true_slope",
     }
+    guided = numbers["rows"][GUIDED][0]
+    assert len(guided["predicted"]) == len(guided["mae"]) == 6 and guided["chosen"]["level"] == 200
+    took = [
+        json.loads(p.read_text())["processor_seconds"] for p in (tmp_path / "runs" / "16px-60").glob("*.json")
+    ]
+    assert len(took) == 5 and guided["training"]["steps"] >= 1
+    assert guided["training"]["seconds"] > 0.5 * min(took)  # stops at the first step beyond the others' time
     assert {
+        "guided",
+        "guided-copy",
+        "guided-age",
         "sgla",
         "ssl",
         "both-ssl",
@@ -42,11 +56,33 @@ def test_smoke_run(tmp_path, capsys):
     } <= {c["name"] for c in body["claims"]}
     assert (tmp_path / "figures" / "002-growth.16px.smoke" / "predictions.png").exists()
     runs = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")}
-    assert len(runs) == 5
+    assert len([p for p in runs if p.parent.name == "16px-60"]) == 5
+    assert len([p for p in runs if p.name == "weights.safetensors"]) == 1
     assert main(argv) == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")} == runs
     assert json.loads(file.read_text())["numbers"] == body["numbers"]
     assert "claims" in capsys.readouterr().out
+
+
+def test_guidance_is_chosen_by_the_training_pairs():
+    """The setting that changes the first scans into the second ones best; a setting that breaks images loses."""
+    scans = growing_brain.make(2, 0, 16).images
+    before, after = torch.tensor([0]), torch.tensor([1])
+
+    class Known:
+        def at_age(self, x, ages, level, c, steps):
+            assert steps == 5 and ages.tolist() == [40.0]
+            if c > 2:
+                raise VerisimError("overshoots")
+            share = max(0.0, 1 - abs(c - 1) - abs(level - 400) / 1000)  # best at level 400, c = 1
+            return x + share * (scans.pixels[1:] - x)
+
+    found = choose(
+        Known(), scans, torch.tensor([30.0, 40.0]), before, after, Choice((200, 400, 600), (0.0, 0.9, 3.0), 5)
+    )
+    assert (found.level, found.c) == (400, 0.9)
+    broken = guided_images(Known(), scans.pixels[:1], torch.tensor([40.0]), replace(found, c=3.0))
+    assert torch.equal(broken, torch.full_like(broken, -1.0))
 
 
 def made_up():
@@ -58,6 +94,7 @@ def made_up():
              "head": {"sigma_mm": 40 - v, "r": v / 25, "slope": 9.0, "true_slope": 10.0}}]
         for k, (n, v) in enumerate(psnr.items())
     }  # fmt: skip
+    rows[GUIDED] = [{"predicted": [16 + e for e in noise], "unchanged": [14.0] * 6, "copied": [18.0] * 6}]
     curve = {"slope": 9.0, "true_slope": 10.0, "r": 0.99}
     return {
         "rows": rows,
@@ -70,7 +107,7 @@ def test_claims_follow_the_numbers():
     numbers = made_up()
     assert {c.name: c.holds for c in claims(numbers)} == dict.fromkeys(
         ["sgla", "ssl", "ssl-sgla", "both-sgla", "both-ssl", "margin", "age", "copy", "shuffled", "r", "atlas-zero",
-         "atlas-mean", "sharper"], True) | {"sigma": False}  # fmt: skip
+         "atlas-mean", "sharper", "guided", "guided-age"], True) | {"sigma": False, "guided-copy": False}  # fmt: skip
     worse = copy.deepcopy(numbers)
     worse["rows"]["both"], worse["rows"]["none"] = worse["rows"]["none"], worse["rows"]["both"]
     found = {c.name: c.holds for c in claims(worse)}
@@ -94,6 +131,7 @@ def test_table_of_the_source():
     for dims in ("2D", "3D"):
         psnr = [SOURCE[n][dims][0] for n in ("none", "SGLA", "SSL", "both")]
         assert psnr == sorted(psnr)
+    assert SOURCE[GUIDED]["2D"][0] < SOURCE["none"]["2D"][0]
 
 
 def test_refusals(tmp_path):
@@ -102,3 +140,5 @@ def test_refusals(tmp_path):
         next(reproduction("002-growth")(Options("smoke", tmp_path, tmp_path, data="x")))
     with pytest.raises(VerisimError, match="DDM is not part of this table"):
         next(reproduction("002-growth")(Options("smoke", tmp_path, tmp_path, systems=("DDM",))))
+    with pytest.raises(VerisimError, match=r"for as long as the implicit systems take.*--minutes"):
+        next(reproduction("002-growth")(Options("smoke", tmp_path, tmp_path, systems=(GUIDED,))))

@@ -124,7 +124,7 @@ def _read(entry: Any, model: Any, run: str) -> tuple[Any, Any]:
 
 
 def _mm(spacing: Any) -> str:
-    return " x ".join(f"{s:.2f}" for s in spacing)
+    return " x ".join(f"{s:.3g}" for s in spacing)
 
 
 def _one(
@@ -132,7 +132,7 @@ def _one(
 ) -> bool:
     """Grow one scan unless that is done; False if it cannot be. A single scan's error is raised."""
     from verisim.models.implicit.fitting import LatentFit
-    from verisim.tasks.growth import grow
+    from verisim.tasks.growth import grow, most_unexplained
 
     steps = args.steps or (2000 if model.spec.spatial_dims == 2 else 1000)
     out = Path(args.out) / name.replace("/", "__").replace("#", "_").removesuffix(".gz").rsplit(".", 1)[0]
@@ -154,6 +154,12 @@ def _one(
         return False
     _write(out, grown, story, affine, age)
     print(f"{name}: {_summary(model, grown)}; {grown.unexplained:.1%} of the scan unexplained; in {out}")
+    limit = most_unexplained(model)
+    if grown.unexplained > limit:
+        print(
+            f"{name}: WARNING: {grown.unexplained:.0%} unexplained is more than the {limit:.0%} allowed without --force; do "
+            f"not trust these images."
+        )
     return True
 
 

@@ -1,15 +1,18 @@
 """Source 002, chapter 8: does one latent per subject (SSL), or now and then nobody's (SGLA), tell age from identity?
 
 The four combinations on growing-brain phantoms, most subjects seen once, for the same number of steps; new subjects
-are predicted six weeks forwards or backwards from one scan (spec 002, K.7, K.8 and K.10). Controls: no change of age,
-a copy of the scan, and training with shuffled ages, which must fail. The average brain's growth (section O) is read
+are predicted six weeks forwards or backwards from one scan (spec 002, K.7, K.8 and K.10). Beside them the source's
+baseline, diffusion guided by age (section M), for the same processor time. Controls: no change of age, a copy of the scan, and training with shuffled ages, which must fail. The average brain's growth (section O) is read
 off the zero and the mean latent.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +23,14 @@ from verisim.data.mosaic import save_mosaic
 from verisim.data.spec import Images
 from verisim.errors import VerisimError
 from verisim.metrics.head import measure_heads
-from verisim.metrics.reconstruction import score_reconstructions
+from verisim.metrics.reconstruction import mse, psnr, score_reconstructions
 from verisim.models.implicit.development import Architecture, Development
 from verisim.models.implicit.fitting import LatentFit, Training, fit
 from verisim.models.implicit.progress import Progress
 from verisim.phantoms import growing_brain
 from verisim.reports.growth import curve_png
 from verisim.reproductions.growth_claims import SOURCE, claims
+from verisim.reproductions.growth_guided import GUIDED, Choice, choose, guided_images, trained_guided
 from verisim.reproductions.result import Options, Result
 from verisim.seeding import generator
 from verisim.tasks.growth import age_change, frames
@@ -58,10 +62,11 @@ class Scale:
     fit_steps: int = 100
     fit_lr: float = 1e-2
     fit_pixels: float = 0.5
+    guided: Choice = field(default_factory=Choice)
 
 
 SCALES = {
-    "smoke": Scale(16, 12, 4, 6, 60, 1, fit_steps=20),
+    "smoke": Scale(16, 12, 4, 6, 60, 1, fit_steps=20, guided=Choice((200,), (0.0, 1.0), 3)),
     "small": Scale(16, 60, 6, 24, 1000, 2),
     "full": Scale(64, 60, 6, 48, 6000, 3, 1, 0.1, 32, 64, 6, 1e-3, 1e-2, 300),  # spec 002, K.10
 }
@@ -86,13 +91,18 @@ def run(options: Options) -> Iterator[Result]:
         raise VerisimError("002-growth runs on phantoms: it needs to know the truth at the second age.")
     scale = SCALES[options.scale]
     scale = replace(scale, seeds=options.seeds or scale.seeds)
-    options.chosen(tuple(SYSTEMS))
+    options.chosen((*SYSTEMS, GUIDED))
+    if options.systems == (GUIDED,) and not options.minutes:
+        raise VerisimError(
+            f"{GUIDED} is trained for as long as the implicit systems take: ask for one of them too ({', '.join(SYSTEMS)}), "
+            f"or say how long with --minutes."
+        )
     for size in options.sizes or (scale.size,):
         yield _table(options, replace(scale, size=size))
 
 
 def _table(options: Options, scale: Scale) -> Result:
-    names = [*(options.systems or SYSTEMS)]
+    names = [*(options.systems or [*SYSTEMS, GUIDED])]
     if "both" in names:
         names.append(SHUFFLED)
     rows: dict[str, list[dict[str, Any]]] = {n: [] for n in names}
@@ -101,6 +111,8 @@ def _table(options: Options, scale: Scale) -> Result:
     for seed in range(scale.seeds):
         scans = make_scans(scale, seed)
         for name in names:
+            if name == GUIDED:
+                continue
             model = trained(options, scale, scans, name, seed)
             rows[name].append(predict(model, scale, scans, seed))
             if name == "both":
@@ -108,6 +120,10 @@ def _table(options: Options, scale: Scale) -> Result:
                     curves.append(average(model, kind, scale))
                 if seed == 0:
                     _draw(options, found.name, model, scale, scans, atlas)
+        if GUIDED in names:
+            spent = [took(run_file(options, scale, n, seed)) for n in names if n in SYSTEMS]
+            minutes = options.minutes or sum(spent) / len(spent) / 60
+            rows[GUIDED].append(predict_guided(options, scale, scans, minutes, seed))
     numbers = {
         "rows": rows,
         "atlas": atlas if "both" in names else {},
@@ -119,8 +135,10 @@ def _table(options: Options, scale: Scale) -> Result:
     found.notes = [
         f"growing-brain phantoms of {scale.size} pixels: {scale.subjects} subjects, {scale.twice} of them seen twice; "
         f"{scale.tested} new subjects predicted {GAP:g} weeks forwards or backwards from one scan",
-        f"{scale.steps} steps of {scale.scans} scans for every system, {scale.seeds} seed(s); nothing was chosen by the "
-        f"tested subjects",
+        f"{scale.steps} steps of {scale.scans} scans for every implicit system, {scale.seeds} seed(s); nothing was chosen by "
+        f"the tested subjects",
+        f"{GUIDED}: as much processor time as an implicit system takes on average, recipe B-M's small networks; steps and "
+        f"guidance chosen by the training subjects seen twice; heads measured on its images after interpolation",
         f"heads measured on a grid {FINER} times finer, against the phantoms' exact circumference",
     ]
     return found
@@ -159,30 +177,82 @@ def trained(options: Options, scale: Scale, scans: Scans, name: str, seed: int) 
     settings = Training(
         scale.steps, sgla, scale.scans, scale.pixels, mirror=0.0, lr=scale.lr, latent_lr=scale.latent_lr
     )
-    word = name.replace(", ", "-").replace(" ", "-")
-    file = options.out / "runs" / f"{scale.size}px-{scale.steps}" / f"{word}@{seed}.safetensors"
-    fit(model, scans.train, ages, settings, seed=seed, progress=Progress(file, every=500))
+    file = run_file(options, scale, name, seed)
+    start = time.process_time()
+    losses = fit(model, scans.train, ages, settings, seed=seed, progress=Progress(file, every=500))
+    if losses:
+        seconds = (time.process_time() - start) * scale.steps / len(losses)
+        atomic_write(file.with_suffix(".json"), json.dumps({"processor_seconds": seconds}).encode())
     return model
+
+
+def run_file(options: Options, scale: Scale, name: str, seed: int) -> Path:
+    """Where a trained implicit model is."""
+    word = name.replace(", ", "-").replace(" ", "-")
+    return options.out / "runs" / f"{scale.size}px-{scale.steps}" / f"{word}@{seed}.safetensors"
+
+
+def took(file: Path) -> float:
+    """Processor seconds of its training; VerisimError if they were not written down."""
+    record = file.with_suffix(".json")
+    if not record.exists():
+        raise VerisimError(
+            f"{file}: how long its training took is not written down. Remove it to train it again, or give --minutes."
+        )
+    return float(json.loads(record.read_text())["processor_seconds"])
 
 
 def predict(model: Development, scale: Scale, scans: Scans, seed: int) -> dict[str, Any]:
     """Scores of the tested subjects, one number each, and of their heads, over all."""
     fitting = LatentFit(scale.fit_steps, scale.fit_lr, scale.fit_pixels)
     c = age_change(model, scans.first, scans.before, scans.second, scans.after, fitting, seed=seed)
-    scores = score_reconstructions(scans.second, c.made)
-    each = {k: getattr(c, k) for k in ("predicted", "unchanged", "copied", "reconstructed")}
-    each["ssim"] = scores.ssim
-    each["mae"] = (scans.second.pixels - c.made.pixels).abs().flatten(1).mean(1) / 2  # of [0, 1]
-    row: dict[str, Any] = {k: [round(float(x), 4) for x in v] for k, v in each.items()}
-    row["head"] = head_errors(model, c.latents, scans, scale)
-    return row
-
-
-def head_errors(model: Development, latents: Tensor, scans: Scans, scale: Scale) -> dict[str, float | None]:
-    """sigma of the error in mm, Pearson's r, slope over age in mm per week beside the truth's; None: no head was seen."""
+    row = _row(
+        scans, c.made, {k: getattr(c, k) for k in ("predicted", "unchanged", "copied", "reconstructed")}
+    )
     fine = tuple(FINER * s for s in scans.first.spec.size)
+    return {**row, "head": head_errors(model.render(c.latents, scans.after, fine).images, scans)}
+
+
+def predict_guided(options: Options, scale: Scale, scans: Scans, minutes: float, seed: int) -> dict[str, Any]:
+    """The same of diffusion guided by age."""
+    folder = options.out / "runs" / f"{scale.size}px-{scale.steps}" / f"guided@{seed}"
+    model, card = trained_guided(folder, scans.train, scans.ages, minutes, seed)
+    n = scale.subjects
+    again = torch.arange(n, n + scale.twice)
+    how = choose(model, scans.train, scans.ages, torch.cat([torch.arange(scale.twice), again]),
+                 torch.cat([again, torch.arange(scale.twice)]), scale.guided)  # fmt: skip
+    x = scans.first.pixels
+    made = Images(guided_images(model, x, scans.after, how), scans.first.spec)
+    still = guided_images(model, x, scans.before, how)
+    plain = guided_images(model, x, None, how)
+    pairs = {"predicted": (scans.second, made.pixels), "unchanged": (scans.second, still),
+             "copied": (scans.second, x), "reconstructed": (scans.first, plain)}  # fmt: skip
+    row = _row(scans, made, {k: psnr(mse(a.pixels, b, a.spec)) for k, (a, b) in pairs.items()})
+    fine = torch.nn.functional.interpolate(made.pixels, scale_factor=FINER, mode="bilinear", antialias=False)
+    spec = replace(
+        made.spec, size=tuple(fine.shape[2:]), spacing=tuple(s / FINER for s in made.spec.spacing or ())
+    )
+    facts = {k: card.training[k] for k in ("steps", "seconds", "parameters")}
+    return {**row, "head": head_errors(Images(fine, spec), scans), "chosen": asdict(how), "training": facts}
+
+
+def _row(scans: Scans, made: Images, ratios: dict[str, Tensor]) -> dict[str, Any]:
+    """Numbers per tested subject: PSNRs, SSIM and MAE on [0, 1] of the predictions."""
+    each = {
+        **ratios,
+        "ssim": score_reconstructions(scans.second, made).ssim,
+        "mae": (scans.second.pixels - made.pixels).abs().flatten(1).mean(1) / 2,
+    }
+    return {k: [round(float(x), 4) for x in v] for k, v in each.items()}
+
+
+def head_errors(images: Images, scans: Scans) -> dict[str, float | None]:
+    """sigma of the error in mm, Pearson's r, slope over age in mm per week beside the truth's; None: no head was seen.
+
+    images: predictions of the second scans, on any grid.
+    """
     try:
-        found = measure_heads(model.render(latents, scans.after, fine).images).circumference
+        found = measure_heads(images).circumference
     except VerisimError:
         return {"sigma_mm": None, "r": None, "slope": None, "true_slope": slope(scans.after, scans.heads)}
     return {

@@ -19,6 +19,7 @@ SOURCE = {  # spec 002, K.8: PSNR dB, SSIM, MAE in 2D and 3D; head circumference
     "DDM+GG": {"2D": (19.3, 0.632, 0.0682)},
 }
 SHUFFLED = "both, shuffled ages"
+GUIDED = "DDM+GG"  # recipe B-M
 TABLE = "source 002, table of K.8"
 SPEC = "spec 002, K.10"
 
@@ -36,6 +37,9 @@ def claims(numbers: dict[str, Any]) -> list[Claim]:
         _control(rows, "unchanged", "age", "The prediction is better than the subject with no change of age"),
         _control(rows, "copied", "copy", "The prediction is better than a copy of the scan"),
         _above(rows, "both", SHUFFLED, "shuffled", "Trained with shuffled ages, prediction fails by 2 dB or more", "control", 2.0),
+        _above(rows, "both", GUIDED, "guided", "Both are better than diffusion guided by age, in the same processor time", TABLE),
+        _control(rows, "copied", "guided-copy", "Diffusion guided by age is better than a copy of the scan", GUIDED),
+        _control(rows, "unchanged", "guided-age", "Diffusion guided by age is better than guided to the scan's own age", GUIDED),
         *_heads(rows),
         *_atlas(numbers["atlas"]),
     ]  # fmt: skip
@@ -64,10 +68,10 @@ def _above(
     return Claim(name, statement, source, holds, text)
 
 
-def _control(rows: dict[str, Any], key: str, name: str, statement: str) -> Claim | None:
-    if not rows.get("both"):
+def _control(rows: dict[str, Any], key: str, name: str, statement: str, system: str = "both") -> Claim | None:
+    if not rows.get(system):
         return None
-    x, y = scores(rows["both"], "predicted"), scores(rows["both"], key)
+    x, y = scores(rows[system], "predicted"), scores(rows[system], key)
     holds, e = _judge(x - y, 0.0)
     return Claim(
         name,

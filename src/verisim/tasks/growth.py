@@ -87,7 +87,7 @@ def grow(
         raise VerisimError("growth.grow: the scan is constant, so there is nobody to fit. Is it empty?")
     latent = fit_latents(net, scan, at, settings, seed=seed)
     left = float(unexplained(net, scan, at, latent))
-    limit = max(MOST_UNEXPLAINED * model.usual, LEAST)
+    limit = most_unexplained(model)
     if left > limit and not force:
         raise VerisimError(
             f"growth.grow: the fitted model leaves {left:.0%} of this scan's variance unexplained; up to {limit:.0%} "
@@ -95,6 +95,11 @@ def grow(
             f"to the training scans? To draw it all the same: --force."
         )
     return _shown(frames(net, latent, age, to_age, n), latent, left)
+
+
+def most_unexplained(model: ImplicitDevelopment) -> float:
+    """Share of a scan's variance that the fitted model may leave unexplained before `grow` refuses the scan."""
+    return max(MOST_UNEXPLAINED * model.usual, LEAST)
 
 
 def grow_average(model: ImplicitDevelopment, kind: str, from_age: float, to_age: float, n: int) -> Growth:

@@ -153,7 +153,7 @@ class AgeGuidedDiffusion(GenerativeModel):
         with torch.no_grad():
             return self._age(self.nets, x, self.table[:1].to(x.device).expand(len(x))) * spread + mean
 
-    def estimate(self, x: Tensor, sigma: float, age: float | None = None, c: float = 0.0) -> Tensor:
+    def estimate(self, x: Tensor, sigma: float, age: float | Tensor | None = None, c: float = 0.0) -> Tensor:
         """E[x_0 | x] of (B, C, *S) at a level; with an age, moved towards it by the regressor's gradient."""
         net, level = self.nets, torch.full((len(x),), sigma, device=x.device, dtype=torch.float64)
         with torch.no_grad():
@@ -164,7 +164,7 @@ class AgeGuidedDiffusion(GenerativeModel):
             return x0
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            want = self._standard(torch.full((len(x),), age, device=x.device))
+            want = self._standard(torch.as_tensor(age, dtype=torch.float32, device=x.device).expand(len(x)))
             error = (self._age(net, leaf, level) - want).square().sum()
             (slope,) = torch.autograd.grad(error, leaf)
         return x0 - c * sigma**2 * slope
@@ -172,7 +172,7 @@ class AgeGuidedDiffusion(GenerativeModel):
     def at_age(
         self,
         x: Tensor,  # (B, C, *S) in [-1, 1]
-        age: float | None,  # to decode to; None = decode without guidance
+        age: float | Tensor | None,  # to decode to, (B,) or one for all; None = decode without guidance
         level: int = 600,  # L: steps of the 1000 that are encoded
         c: float = 1.0,  # strength of guidance
         steps: int = 0,  # of them that are evaluated; 0 = all
@@ -192,7 +192,7 @@ class AgeGuidedDiffusion(GenerativeModel):
             x = x0 + (then / now) * (x - x0)
         return self._decode(x, sigmas[::-1], age, c)
 
-    def _decode(self, x: Tensor, sigmas: list[float], age: float | None, c: float) -> Tensor:
+    def _decode(self, x: Tensor, sigmas: list[float], age: float | Tensor | None, c: float) -> Tensor:
         """DDIM down the levels, and from the last one to 0."""
         for now, then in zip(sigmas, [*sigmas[1:], 0.0]):
             x0 = self.estimate(x, now, age, c)
