@@ -33,6 +33,7 @@ from verisim.training.source import DataSettings, open_dataset
 
 SYSTEMS = ("16-A", "16-H", "16-J", "16-F", "16-G")
 FIRST_STAGE = {"16-J": "16-J.1"}
+SLICES: dict[str, Any] = {"sampler": "dpmpp_2m", "schedule": "flow", "steps": 20}  # of 16-G
 TV = 0.1  # weight of total variation on [-1, 1]: 0.05 on [0, 1]
 
 
@@ -98,6 +99,7 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
         f"volumes: {Path(options.data).name if options.data else 'brain phantoms'}, {cube}",
         f"{minutes} and one thread per system (latent: half of it for its first stage); {scale.seeds} training "
         f"seed(s); {scale.count} volumes per run",
+        f"16-G draws each set of slices with the sets before it, so with {SLICES['steps']} steps of DPM-Solver++ at most",
         "memory: MiB that the forward pass of a training step keeps for the backward pass, one volume, weights left out",
         "features: " + ", ".join(f"{n.label} {n.sha256[:12]}" for n in bench.networks),
     ]
@@ -165,7 +167,8 @@ def draw(wanted: list[Job], dataset: Dataset, scale: Scale, cache: Path) -> list
         for name, more in ((job.folder.name, {}), (f"{system}:tv@{seed}", {"tv": TV})):
             if more and system != "16-G":
                 continue
-            options, file = {**common, **more}, cache / f"{name}.safetensors"
+            few = SLICES if system == "16-G" and scale.steps > SLICES["steps"] else {}
+            options, file = {**common, **few, **more}, cache / f"{name}.safetensors"
             found.append(
                 from_model(job.folder, name, scale.count, real, seed=int(seed), cache=file, options=options)
             )
