@@ -34,7 +34,7 @@ from verisim.training.source import DataSettings, open_dataset
 
 SYSTEMS = ("2-DDPM", "2-LearnedVar", "2-CFG", "4-ReNoise")
 SHORT = 50  # steps of the chains whose bounds are compared
-WAYS: dict[str, dict[str, dict[str, Any]]] = {  # trained model -> row -> sampling options; "long" = all steps
+WAYS: dict[str, dict[str, dict[str, Any]]] = {  # trained model -> row -> sampling options
     "2-DDPM": {
         "2-DDPM": {"sampler": "ddpm", "schedule": "vp_linear", "steps": 1000},
         "2-DDPM:50": {"sampler": "ddpm", "schedule": "vp_linear", "steps": 50},
