@@ -27,6 +27,7 @@ from verisim.training.checkpoint import SafeCheckpointIO, load_state
 from verisim.training.run_folder import RunFolder
 from verisim.training.selection import Selection, check_selectable, hold_out, take_selected
 from verisim.training.settings import TrainSettings
+from verisim.training.thin_convolutions import guard_thin_convolutions
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def _fit(
             return None
     if settings.channels_last:
         model.use_channels_last()
+    guard_thin_convolutions(model)
     jsonl = JsonLines(run, model)
     jsonl.rewind(model.step)
     saver = Checkpoints(run, settings)
