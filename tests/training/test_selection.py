@@ -180,7 +180,6 @@ def test_adversarial_models_are_refused(tmp_path, noise_images):
     [
         ({"select_share": 0.0}, "select_share is 0; it must lie between 0 and 1"),
         ({"select_steps": 0}, "training.select_steps is 0; it must be at least 1"),
-        ({"strategy": "fsdp"}, "select best needs whole networks"),
     ],
 )
 def test_bad_settings(changes, words):

@@ -9,6 +9,8 @@ from verisim.data.spec import Images, ImageSpec
 from verisim.data.stream import BatchStream
 from verisim.errors import CheckpointError, DataError, VerisimError
 from verisim.hub.weights import load_model, read_card
+from verisim.models import build_model
+from verisim.models.sharding import shard
 from verisim.training.checkpoint import load_state
 from verisim.training.run_folder import RunFolder
 from verisim.training.settings import TrainSettings
@@ -245,19 +247,25 @@ def test_stream_refuses_other_ranges():
 
 
 @pytest.mark.parametrize(
-    ("gpu", "changes", "text"),
+    ("changes", "text"),
     [
-        (False, {"accelerator": "cpu"}, "shards a model over GPUs.*--training.strategy ddp"),
-        (False, {"accelerator": "auto"}, "shards a model over GPUs"),
-        (True, {"accelerator": "gpu"}, r"training.clip is 1; Lightning cannot clip.*--training.clip 0"),
+        ({"select": "best"}, "select best needs whole networks"),
+        ({"channels_last": True}, "channels_last true needs whole networks"),
+        ({"snapshot_steps": 5}, "snapshot_steps needs whole networks.*--training.strategy ddp"),
+        ({"strategy": "fsdp_cpu_offload"}, "fsdp_cpu_offload is not supported; the sharded one is fsdp"),
     ],
 )
-def test_sharded_training_says_what_it_lacks(toy, tmp_path, noise_images, monkeypatch, gpu, changes, text):
-    """FSDP without a GPU, or with clipping, ends in a sentence and not in the library's traceback."""
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: gpu)
-    budget = TrainSettings(max_steps=1, batch_size=2, strategy="fsdp", devices=2, **changes)
+def test_sharded_training_says_what_it_lacks(changes, text):
     with pytest.raises(VerisimError, match=text):
-        train(RunFolder(tmp_path / "run"), PLAN, noise_images, budget, quiet=True)
+        TrainSettings(**{"max_steps": 1, "strategy": "fsdp", **changes})
+
+
+def test_a_model_that_learns_beside_its_network_is_not_cut():
+    model = build_model("dcgan", {}, ImageSpec((16, 16)))
+    with pytest.raises(
+        VerisimError, match=r"learns others beside it .'discriminator.*--training.strategy ddp"
+    ):
+        shard(model, None)
 
 
 def test_masks_reach_the_training_step(toy, tmp_path, noise_images, monkeypatch):

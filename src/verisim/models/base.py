@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -20,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from verisim.data.spec import Images, ImageSpec
 from verisim.errors import LossError, VerisimError, nearest
 from verisim.models.power_ema import LENGTHS, PowerEMA
+from verisim.models.sharding import shard
 from verisim.seeding import derive_seed
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # per-sample loss (B,) and its parts, each (B,) or scalar
@@ -260,8 +262,14 @@ class GenerativeModel(LightningModule):
         return loss.mean() if self.is_finite(loss) else None
 
     def is_finite(self, loss: Tensor) -> bool:
-        """True if the loss is finite; a step that is not is skipped and counted, and ten in a row stop the run."""
-        if bool(torch.isfinite(loss).all()):
+        """True if the loss is finite, in every process; else the step is skipped and counted: ten in a row stop the run."""
+        finite = torch.isfinite(loss).all()
+        if (
+            dist.is_available() and dist.is_initialized()
+        ):  # one that skips a step alone leaves the others waiting
+            finite = finite.int()
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        if bool(finite):
             return True
         self.bad_loss = loss.detach()
         return False
@@ -288,6 +296,11 @@ class GenerativeModel(LightningModule):
         """Log the batch means of loss parts."""
         means = {k: v.detach().float().mean() for k, v in parts.items()}
         self.log_dict(means, prog_bar=True, on_step=True, on_epoch=False)
+
+    def configure_model(self) -> None:
+        """Cut the network over the processes of a sharded run; Lightning calls this once they have met."""
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         return self.optimizer()

@@ -35,7 +35,7 @@ class TrainSettings:
         accelerator: where to train
         devices: processes (GPUs) on this node
         num_nodes: machines
-        strategy: Lightning strategy, e.g. auto, ddp; fsdp is untested
+        strategy: auto; ddp: every process holds the whole model; fsdp: each holds one part of it; others of Lightning
     """
 
     batch_size: int = 64
@@ -76,11 +76,23 @@ class TrainSettings:
             raise VerisimError(
                 f"training.select_share is {self.select_share:g}; it must lie between 0 and 1, e.g. 0.1."
             )
-        if self.select == "best" and "fsdp" in self.strategy:
-            raise VerisimError(
-                "training.select best needs whole networks, which strategy fsdp cuts up. Use ddp, or select last."
-            )
+        if "fsdp" in self.strategy:
+            self._check_sharding()
         if not 0 <= self.ema < 1:
             raise VerisimError(
                 f"training.ema is {self.ema}; it must be in [0, 1), e.g. 0.999, or 0 for none."
+            )
+
+    def _check_sharding(self) -> None:
+        """VerisimError for what needs whole networks while they train."""
+        if self.strategy != "fsdp":
+            raise VerisimError(
+                f"training.strategy {self.strategy} is not supported; the sharded one is fsdp."
+            )
+        whole = {"select best": self.select == "best", "channels_last true": self.channels_last}
+        whole["snapshot_steps"] = self.snapshot_steps > 0
+        for setting in (name for name, asked in whole.items() if asked):
+            raise VerisimError(
+                f"training.{setting} needs whole networks, which strategy fsdp cuts up. Use --training.strategy ddp, "
+                f"or leave it out."
             )

@@ -27,6 +27,7 @@ from verisim.training.checkpoint import SafeCheckpointIO, load_state
 from verisim.training.run_folder import RunFolder
 from verisim.training.selection import Selection, check_selectable, hold_out, take_selected
 from verisim.training.settings import TrainSettings
+from verisim.training.sharding import Sharded
 from verisim.training.thin_convolutions import guard_thin_convolutions
 
 
@@ -70,15 +71,8 @@ def train(
         seed_everything(settings.seed, verbose=False)
         checkpoint = run.newest_checkpoint() if resume else None
         state = {} if checkpoint is None else load_state(checkpoint)
-        own = state.get("verisim", {}).get("settings", {})  # what it needs not read from elsewhere again
-        model = build_model(plan.name, {**plan.settings, **own}, images.spec, len(class_names))
-        model.seed = settings.seed
+        model = _build(plan, images, settings, len(class_names), state)
         check_selectable(model, settings)
-        model.meet(images)
-        if settings.ema:
-            model.enable_ema(settings.ema)
-        if settings.snapshot_steps:
-            model.enable_power_ema()
         if checkpoint is not None:
             _check_fits(model, state, checkpoint)
         else:
@@ -86,6 +80,11 @@ def train(
         stopped = _fit(run, model, images, held, settings, checkpoint, quiet)
         if stopped is not None:
             return Outcome(model, None, stopped)
+        if settings.strategy == "fsdp":  # no process holds the whole model, but the last checkpoint does
+            state = load_state(run.checkpoint_path(model.step))
+            model = _build(plan, images, settings, len(class_names), state)
+            model.on_load_checkpoint(state)
+            model.load_state_dict(state["state_dict"])
         selected = take_selected(model, held, settings)
         model.finalise(images.pixels, images.labels)
         facts = {**_facts(model, settings, images, fingerprint), **selected}
@@ -98,6 +97,21 @@ def train(
             save_model(run.weights, model, card)
             draw_samples(model, run)
         return Outcome(model, card)
+
+
+def _build(
+    plan: ModelPlan, images: Images, settings: TrainSettings, classes: int, state: dict[str, Any]
+) -> GenerativeModel:
+    """The plan's model with its averages; `state`: the checkpoint it will go on from, or {}."""
+    own = state.get("verisim", {}).get("settings", {})  # what it needs not read from elsewhere again
+    model = build_model(plan.name, {**plan.settings, **own}, images.spec, classes)
+    model.seed = settings.seed
+    model.meet(images)
+    if settings.ema:
+        model.enable_ema(settings.ema)
+    if settings.snapshot_steps:
+        model.enable_power_ema()
+    return model
 
 
 def is_first_process() -> bool:
@@ -129,7 +143,7 @@ def _fit(
     callbacks = [
         Steps(settings),
         *([] if held is None else [Selection(held, settings)]),
-        Pictures(run, settings.sample_minutes),
+        *([] if settings.strategy == "fsdp" else [Pictures(run, settings.sample_minutes)]),
         *([Snapshots(run, settings.snapshot_steps)] if settings.snapshot_steps else []),
         *([] if quiet else [Bar(settings)]),
         saver,
@@ -152,6 +166,13 @@ def _fit(
         except LossError as e:
             path = save_bad_batch(run, model, images, stream, e)
             raise LossError(f"{e} The last of these batches, with its seed, is in {path}.", e.loss) from e
+        except RuntimeError as e:
+            if "mixed torch.Tensor and DTensor" not in str(e):
+                raise
+            raise VerisimError(
+                f"A {type(model).__name__} uses parts of its network by themselves, which strategy fsdp keeps cut up. "
+                f"Use --training.strategy ddp."
+            ) from e
     if saver.signal is None:
         saver.save(trainer, model)
     return saver.signal
@@ -160,7 +181,6 @@ def _fit(
 def _trainer(
     run: RunFolder, settings: TrainSettings, callbacks: list, jsonl: JsonLines, model: GenerativeModel
 ) -> Trainer:
-    _check_sharding(settings, model.automatic_optimization)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     loggers = [jsonl, TensorBoardLogger(run.path, name="tensorboard", version="")]
     return Trainer(
@@ -183,25 +203,12 @@ def _trainer(
     )
 
 
-def _check_sharding(settings: TrainSettings, automatic: bool) -> None:
-    """VerisimError for what torch and Lightning refuse with fully sharded training."""
-    if not settings.strategy.startswith("fsdp"):
-        return
-    if settings.accelerator == "cpu" or not torch.accelerator.is_available():
-        raise VerisimError(
-            "training.strategy fsdp shards a model over GPUs; neither Lightning nor torch runs it on processors. Use "
-            "--training.strategy ddp, which does."
-        )
-    if settings.clip and automatic:
-        raise VerisimError(
-            f"training.clip is {settings.clip:g}; Lightning cannot clip the gradient's norm with strategy fsdp. Set "
-            f"--training.clip 0, or use --training.strategy ddp."
-        )
-
-
-def _strategy(settings: TrainSettings, model: GenerativeModel) -> str:
+def _strategy(settings: TrainSettings, model: GenerativeModel) -> str | Sharded:
     """The strategy asked for; ddp in the form that a model needs whose steps do not use all parameters."""
-    several = settings.devices * settings.num_nodes > 1
+    processes = settings.devices * settings.num_nodes
+    if settings.strategy == "fsdp":
+        return Sharded(processes)
+    several = processes > 1
     if several and model.skips_parameters and settings.strategy in ("auto", "ddp"):
         return "ddp_find_unused_parameters_true"
     return settings.strategy
