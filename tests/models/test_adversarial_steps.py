@@ -79,7 +79,7 @@ def test_each_player_moves_its_own_network_only():
     before, after, level = model.draw_pair(images())
     fake = model.draw_fake(after, level, None)
     g, d = state(model.net), state(model.critic)
-    model._descend(model.critic_loss(before, fake.detach(), after, level, None)[0], opt_d, [])
+    model.descend(model.critic_loss(before, fake.detach(), after, level, None)[0], [opt_d], 0.0)
     assert moved(model.critic, d) and not moved(model.net, g)
     g, d = state(model.net), state(model.critic)
     model.training_step({"image": images()}, 0)

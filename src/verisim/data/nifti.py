@@ -108,7 +108,7 @@ def _pick_frame(image: nib.Nifti1Image, shape: tuple[int, ...], frame: int | Non
     if frames > 1 and frame is None:
         sides = " x ".join(map(str, shape))
         raise DataError(f"{path}: has {len(shape)} dimensions ({sides}): {frames} volumes in one file. "
-                        "Save the one you mean as a file of its own, or name it with frame=0...")  # fmt: skip
+                        "Save the one you mean as a file of its own; in Python, read_nifti(path, frame=0) reads one.")  # fmt: skip
     if frame is not None and not 0 <= frame < frames:
         raise DataError(f"{path}: frame {frame} asked for; it has frames 0 to {frames - 1}.")
     full = shape[:3] + (1,) * max(0, 3 - len(shape))

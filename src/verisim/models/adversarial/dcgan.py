@@ -8,13 +8,12 @@ by flips, and D twice as fast as G.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
@@ -141,7 +140,7 @@ class DCGAN(GenerativeModel):
     def discriminator_step(self, x: Tensor, fake: Tensor, label: Tensor | None, optimizer: Any) -> dict:
         """Update D alone on real x and detached fake (B, C, *S); returns the parts of its loss."""
         loss, parts = self.discriminator_loss(x, fake, label)
-        self._descend(loss, optimizer, self.discriminator.parameters())
+        self.descend(loss, [optimizer], self.clip)
         return {"d_loss": loss, **parts}
 
     def generator_step(self, fake: Tensor, x: Tensor, label: Tensor | None, optimizer: Any) -> dict:
@@ -154,7 +153,7 @@ class DCGAN(GenerativeModel):
         held = hold_buffers(self.discriminator) if self.hold_statistics else nullcontext()
         with held:
             loss, parts = self.generator_loss(fake, x, label)
-            self._descend(loss, optimizer, self.net.parameters())
+            self.descend(loss, [optimizer], self.clip)
         self.discriminator.requires_grad_(True)
         return {"g_loss": loss, **parts}
 
@@ -179,15 +178,6 @@ class DCGAN(GenerativeModel):
             parts["diversity"] = self.diversity(fake, x)
             loss = loss + self.diversity_weight * parts["diversity"]
         return loss, parts
-
-    def _descend(self, loss: Tensor, optimizer: Any, parameters: Iterable[nn.Parameter]) -> None:
-        if not self.is_finite(loss):
-            return
-        optimizer.zero_grad()
-        self.manual_backward(loss.mean())
-        if self.clip > 0:
-            nn.utils.clip_grad_norm_(parameters, self.clip)
-        optimizer.step()
 
     # --- use --------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ With one step this is a GAN: its fake is x~0 itself. AdaDiff and SynDiff walk th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,10 +132,10 @@ class AdversarialSteps(GenerativeModel):
         before, after, level = self.draw_pair(x)
         fake = self.draw_fake(after, level, label)
         loss_d, parts = self.critic_loss(before, fake.detach(), after, level, label)
-        self._descend(loss_d, optimizer_d, self.critic.parameters())
+        self.descend(loss_d, [optimizer_d], self.clip)
         self.critic.requires_grad_(False)
         loss_g = self.generator_loss(fake, after, level, label)
-        self._descend(loss_g, optimizer_g, self.net.parameters())
+        self.descend(loss_g, [optimizer_g], self.clip)
         self.critic.requires_grad_(True)
         self.log_parts({"d_loss": loss_d, "g_loss": loss_g, **parts})
 
@@ -179,15 +178,6 @@ class AdversarialSteps(GenerativeModel):
     def generator_loss(self, fake: Tensor, after: Tensor, level: Tensor, label: Tensor | None) -> Tensor:
         """L_G (B,)."""
         return SOFTPLUS.generator(self.critic(fake, after, self.chain.told(level), label))
-
-    def _descend(self, loss: Tensor, optimizer: Any, parameters: Iterable[nn.Parameter]) -> None:
-        if not self.is_finite(loss):
-            return
-        optimizer.zero_grad()
-        self.manual_backward(loss.mean())
-        if self.clip > 0:
-            nn.utils.clip_grad_norm_(parameters, self.clip)
-        optimizer.step()
 
     # --- use --------------------------------------------------------------------------------------
 
