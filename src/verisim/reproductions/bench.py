@@ -6,12 +6,14 @@ systems stand two controls, other real images and noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from verisim.data.folder import Dataset
+from verisim.data.mosaic import save_mosaic
 from verisim.data.spec import Images
 from verisim.metrics.bootstrap import Estimate, pool
 from verisim.metrics.controls import noise_like
@@ -23,6 +25,7 @@ from verisim.metrics.memo import Memo
 from verisim.phantoms import PHANTOMS
 from verisim.seeding import generator
 from verisim.tasks.comparison import held_out
+from verisim.tasks.contestants import Contestant
 
 More = Callable[[Images, Images, torch.Generator], dict[str, Any]]  # fakes, reals -> further measures
 
@@ -49,6 +52,11 @@ class Bench:
         if domain_steps:
             self.networks.append(domain_features(self.train, 0, domain_steps))
 
+    def table(self, contestants: Sequence[Contestant]) -> dict[str, Any]:
+        """ "rows": the measures of every contestant beside what it says of itself; "controls": those of the controls."""
+        rows = {c.name: {"facts": c.facts, **self.row(c.images)} for c in contestants}
+        return {"rows": rows, "controls": {name: self.row(x) for name, x in self.controls().items()}}
+
     def controls(self) -> dict[str, Images]:
         """Other real images, and noise."""
         n = min(self.count, len(self.train))
@@ -74,6 +82,13 @@ class Bench:
         if self.anatomy:
             row["factors"] = compare_factors(PHANTOMS[self.anatomy].measure, images, self.real, rng)
         return row
+
+
+def save_pictures(folder: Path, contestants: Sequence[Contestant], shown: int) -> None:
+    """SYSTEM.png in the folder: the first images of each system's first training seed."""
+    for c in contestants:
+        if c.name.endswith("@0"):
+            save_mosaic(folder / f"{c.name[:-2].replace(':', '-')}.png", c.images.pixels[:shown], 8, scale=2)
 
 
 def systems_of(rows: dict[str, Any]) -> list[str]:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from verisim.data.folder import Dataset
-from verisim.data.mosaic import save_mosaic
 from verisim.data.spec import Images
 from verisim.hub.weights import load_model
 from verisim.metrics.bootstrap import mean_estimate
@@ -24,7 +23,7 @@ from verisim.metrics.memo import Memo
 from verisim.metrics.utility import shuffled_labels, train_and_test
 from verisim.models.diffusion.denoising import DenoisingDiffusion
 from verisim.reproductions import core_claims, core_truth
-from verisim.reproductions.bench import Bench
+from verisim.reproductions.bench import Bench, save_pictures
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
 from verisim.seeding import generator
@@ -108,15 +107,13 @@ def _trained(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
         anatomy="" if options.data else "chest",
         memo=memo,
     )
-    rows = {c.name: {"facts": c.facts, **bench.row(c.images)} for c in contestants}
     classes = {
         c.name: _classes(c.images, dataset, scale, memo) for c in contestants if c.name.startswith("2-CFG")
     }
     classes["real"] = _classes(held_out(dataset), dataset, scale, memo)
     classes["shuffled"] = _classes(held_out(dataset), dataset, scale, memo, shuffle=True)
     bounds = {j.folder.name: bound(j.folder, dataset, scale) for j in jobs if _is_chain(j.recipe)}
-    controls = {name: bench.row(images) for name, images in bench.controls().items()}
-    numbers = {"rows": rows, "controls": controls, "classes": classes, "bounds": bounds}
+    numbers = {**bench.table(contestants), "classes": classes, "bounds": bounds}
     notes = [
         f"images: {Path(options.data).name if options.data else 'chest phantoms'}, {scale.size} pixels",
         f"{scale.minutes:g} processor minutes and one thread per model; {scale.seeds} training seed(s); {scale.count} "
@@ -129,10 +126,7 @@ def _trained(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
     found = Result(
         "core", options.scale, core_claims.claims(numbers), {str(scale.size): numbers}, notes, part=f"{scale.size}px"
     )  # fmt: skip
-    for c in contestants:
-        if c.name.endswith("@0"):
-            file = options.results / "figures" / found.name / f"{c.name[:-2].replace(':', '-')}.png"
-            save_mosaic(file, c.images.pixels[:32], 8, scale=2)
+    save_pictures(options.results / "figures" / found.name, contestants, 32)
     return found
 
 

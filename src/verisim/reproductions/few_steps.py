@@ -18,7 +18,6 @@ import torch
 
 from verisim.data.atomic import atomic_write
 from verisim.data.folder import Dataset
-from verisim.data.mosaic import save_mosaic
 from verisim.data.spec import Images
 from verisim.hub.weights import load_model, read_card
 from verisim.metrics.bootstrap import Estimate
@@ -26,7 +25,7 @@ from verisim.metrics.diversity import diversity_ratio
 from verisim.metrics.features import random_features
 from verisim.metrics.memo import Memo
 from verisim.reports.figures import dots_png
-from verisim.reproductions.bench import Bench
+from verisim.reproductions.bench import Bench, save_pictures
 from verisim.reproductions.few_steps_claims import ADVERSARIAL, STUDENT, TEACHER, claims, in_steps
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
@@ -94,9 +93,7 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
         memo=Memo(options.out / "measured"),
         more=_diversity,
     )
-    rows = {c.name: {"facts": c.facts, **bench.row(c.images)} for c in contestants}
-    controls = {name: bench.row(images) for name, images in bench.controls().items()}
-    numbers = {"rows": rows, "controls": controls}
+    numbers = bench.table(contestants)
     notes = [
         f"images: {Path(options.data).name if options.data else 'chest phantoms'}, {scale.size} pixels",
         f"{scale.minutes:g} processor minutes for the teacher, half of it for a student, one and a half times for "
@@ -231,9 +228,8 @@ def evaluations(run: Path, options: dict[str, Any]) -> int:
 
 def _pictures(folder: Path, contestants: list[Contestant], numbers: dict[str, Any]) -> None:
     """Samples of each contestant of the first seed, and their distances side by side."""
+    save_pictures(folder, contestants, 32)
     first = [c for c in contestants if c.name.endswith("@0")]
-    for c in first:
-        save_mosaic(folder / f"{c.name[:-2].replace(':', '-')}.png", c.images.pixels[:32], 8, scale=2)
     shown = [(c.name[:-2], numbers["rows"][c.name], "system") for c in first]
     shown.append(("other real images", numbers["controls"]["real"], "control"))
     for label in numbers["controls"]["real"]["fd"]:

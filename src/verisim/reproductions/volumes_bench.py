@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 from verisim.data.folder import Dataset
-from verisim.data.mosaic import save_mosaic
 from verisim.data.spec import Images
 from verisim.metrics.memo import Memo
 from verisim.metrics.slices import slice_consistency
 from verisim.models import build_model
-from verisim.reproductions.bench import Bench
+from verisim.reproductions.bench import Bench, save_pictures
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
 from verisim.reproductions.volumes_claims import claims
@@ -90,10 +89,8 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
         memo=Memo(options.out / "measured"),
         more=_slices,
     )
-    rows = {c.name: {"facts": c.facts, **bench.row(c.images)} for c in contestants}
-    controls = {name: bench.row(images) for name, images in bench.controls().items()}
     memory = {j.folder.name: saved_megabytes(j.folder, dataset["train"]) for j in [*stages, *wanted]}
-    numbers = {"rows": rows, "controls": controls, "memory": memory}
+    numbers = {**bench.table(contestants), "memory": memory}
     minutes = f"{scale.minutes:g} processor minutes" if scale.minutes else "the recipe's own budget"
     notes = [
         f"volumes: {Path(options.data).name if options.data else 'brain phantoms'}, {cube}",
@@ -104,10 +101,7 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
         "features: " + ", ".join(f"{n.label} {n.sha256[:12]}" for n in bench.networks),
     ]
     found = Result("16-bench", options.scale, claims(numbers), {cube: numbers}, notes, part=f"{scale.size}px")
-    for c in contestants:
-        if c.name.endswith("@0"):
-            file = options.results / "figures" / found.name / f"{c.name[:-2].replace(':', '-')}.png"
-            save_mosaic(file, c.images.pixels[:16], 8, scale=2)
+    save_pictures(options.results / "figures" / found.name, contestants, 16)
     return found
 
 
