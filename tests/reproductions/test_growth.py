@@ -55,6 +55,10 @@ def test_smoke_run(tmp_path, capsys):
         "sharper",
     } <= {c["name"] for c in body["claims"]}
     assert (tmp_path / "figures" / "002-growth.16px.smoke" / "predictions.png").exists()
+    volumes = json.loads((tmp_path / "002-growth.16vox.smoke.json").read_text())["numbers"]["16x16x16"]
+    assert set(volumes["rows"]) == {"none", "SGLA", "SSL", "both", SHUFFLED}
+    assert volumes["rows"]["both"][0]["head"].keys() == row["head"].keys()
+    assert (tmp_path / "figures" / "002-growth.16vox.smoke" / "predictions.png").exists()
     runs = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")}
     assert len([p for p in runs if p.parent.name == "16px-60"]) == 5
     assert len([p for p in runs if p.name == "weights.safetensors"]) == 1

@@ -1,9 +1,10 @@
 """Source 002, chapter 8: does one latent per subject (SSL), or now and then nobody's (SGLA), tell age from identity?
 
 The four combinations on growing-brain phantoms, most subjects seen once, for the same number of steps; new subjects
-are predicted six weeks forwards or backwards from one scan (spec 002, K.7, K.8 and K.10). Beside them the source's
-baseline, diffusion guided by age (section M), for the same processor time. Controls: no change of age, a copy of the scan, and training with shuffled ages, which must fail. The average brain's growth (section O) is read
-off the zero and the mean latent.
+are predicted six weeks forwards or backwards from one scan (spec 002, K.7, K.8 and K.10); first slices, then volumes.
+Beside the slices the source's baseline, diffusion guided by age (section M), for the same processor time. Controls: no
+change of age, a copy of the scan, and training with shuffled ages, which must fail. The average brain's growth
+(section O) is read off the zero and the mean latent.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SYSTEMS = {"none": (False, 0.0), "SGLA": (False, 0.1), "SSL": (True, 0.0), "both
 SHUFFLED = "both, shuffled ages"
 MIDDLE = 35.5  # weeks; younger subjects are predicted forwards, older ones backwards
 GAP = 6.0  # weeks
-FINER = 4  # heads are measured on a grid so many times finer
+FINER = {2: 4, 3: 2}  # heads are measured on a grid so many times finer, by dimensions
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,32 @@ class Scale:
     fit_lr: float = 1e-2
     fit_pixels: float = 0.5
     guided: Choice = field(default_factory=Choice)
+    dims: int = 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.size,) * self.dims
+
+    @property
+    def label(self) -> str:
+        """What results and runs of this size are called."""
+        return f"{self.size}{'px' if self.dims == 2 else 'vox'}"
+
+    @property
+    def fine(self) -> tuple[int, ...]:
+        """The grid on which heads are measured."""
+        return tuple(FINER[self.dims] * s for s in self.shape)
 
 
 SCALES = {
     "smoke": Scale(16, 12, 4, 6, 60, 1, fit_steps=20, guided=Choice((200,), (0.0, 1.0), 3)),
-    "small": Scale(16, 60, 6, 24, 1000, 2),
+    "small": Scale(32, 60, 6, 24, 3000, 3),
     "full": Scale(64, 60, 6, 48, 6000, 3, 1, 0.1, 32, 64, 6, 1e-3, 1e-2, 300),  # spec 002, K.10
+}
+VOLUMES = {  # the implicit systems once more, in 3D
+    "smoke": replace(SCALES["smoke"], dims=3, pixels=0.02, fit_pixels=0.05),
+    "small": replace(SCALES["small"], dims=3, size=16, pixels=0.05, fit_pixels=0.1, seeds=2),
+    "full": replace(SCALES["full"], dims=3, pixels=0.05, fit_pixels=0.05),
 }
 
 
@@ -89,25 +110,29 @@ def run(options: Options) -> Iterator[Result]:
     """Train what is not trained yet, predict, measure; one result per size."""
     if options.data:
         raise VerisimError("002-growth runs on phantoms: it needs to know the truth at the second age.")
-    scale = SCALES[options.scale]
-    scale = replace(scale, seeds=options.seeds or scale.seeds)
+    slices, volumes = (
+        replace(scale, seeds=options.seeds or scale.seeds)
+        for scale in (SCALES[options.scale], VOLUMES[options.scale])
+    )
     options.chosen((*SYSTEMS, GUIDED))
     if options.systems == (GUIDED,) and not options.minutes:
         raise VerisimError(
             f"{GUIDED} is trained for as long as the implicit systems take: ask for one of them too ({', '.join(SYSTEMS)}), "
             f"or say how long with --minutes."
         )
-    for size in options.sizes or (scale.size,):
-        yield _table(options, replace(scale, size=size))
+    for size in options.sizes or (slices.size,):
+        yield _table(options, replace(slices, size=size))
+    if not options.sizes and options.systems != (GUIDED,):
+        yield _table(options, volumes)
 
 
 def _table(options: Options, scale: Scale) -> Result:
-    names = [*(options.systems or [*SYSTEMS, GUIDED])]
+    names = [n for n in options.systems or (*SYSTEMS, GUIDED) if n != GUIDED or scale.dims == 2]
     if "both" in names:
         names.append(SHUFFLED)
     rows: dict[str, list[dict[str, Any]]] = {n: [] for n in names}
     atlas: dict[str, list[dict[str, Any]]] = {"zero": [], "mean": []}
-    found = Result("002-growth", options.scale, [], {}, part=f"{scale.size}px")
+    found = Result("002-growth", options.scale, [], {}, part=scale.label)
     for seed in range(scale.seeds):
         scans = make_scans(scale, seed)
         for name in names:
@@ -130,17 +155,21 @@ def _table(options: Options, scale: Scale) -> Result:
         "source": SOURCE,
         "scale": asdict(scale),
     }
-    found.numbers = {str(scale.size): numbers}
+    found.numbers = {str(scale.size) if scale.dims == 2 else "x".join(map(str, scale.shape)): numbers}
     found.claims = claims(numbers)
     found.notes = [
-        f"growing-brain phantoms of {scale.size} pixels: {scale.subjects} subjects, {scale.twice} of them seen twice; "
+        f"growing-brain phantoms of {' x '.join(map(str, scale.shape))}: {scale.subjects} subjects, {scale.twice} of them seen twice; "
         f"{scale.tested} new subjects predicted {GAP:g} weeks forwards or backwards from one scan",
         f"{scale.steps} steps of {scale.scans} scans for every implicit system, {scale.seeds} seed(s); nothing was chosen by "
         f"the tested subjects",
-        f"{GUIDED}: as much processor time as an implicit system takes on average, recipe B-M's small networks; steps and "
-        f"guidance chosen by the training subjects seen twice; heads measured on its images after interpolation",
-        f"heads measured on a grid {FINER} times finer, against the phantoms' exact circumference",
+        f"heads measured on a grid {FINER[scale.dims]} times finer, against the phantoms' exact circumference",
     ]
+    if GUIDED in names:
+        found.notes.append(
+            f"{GUIDED}: as much processor time as an implicit system takes on average, recipe B-M's small networks; "
+            f"steps and guidance chosen by the training subjects seen twice; heads measured on its images after "
+            f"interpolation"
+        )
     return found
 
 
@@ -154,7 +183,7 @@ def make_scans(scale: Scale, seed: int) -> Scans:
     after = away(before)
     new = torch.arange(1000, 1000 + scale.tested)
     train, first, second = (
-        growing_brain.scan(w, a, seed, scale.size) for w, a in ((who, ages), (new, before), (new, after))
+        growing_brain.scan(w, a, seed, scale.shape) for w, a in ((who, ages), (new, before), (new, after))
     )
     return Scans(train.images, ages, first.images, before, second.images, after,
                  second.factors["head_circumference"].double())  # fmt: skip
@@ -189,7 +218,7 @@ def trained(options: Options, scale: Scale, scans: Scans, name: str, seed: int) 
 def run_file(options: Options, scale: Scale, name: str, seed: int) -> Path:
     """Where a trained implicit model is."""
     word = name.replace(", ", "-").replace(" ", "-")
-    return options.out / "runs" / f"{scale.size}px-{scale.steps}" / f"{word}@{seed}.safetensors"
+    return options.out / "runs" / f"{scale.label}-{scale.steps}" / f"{word}@{seed}.safetensors"
 
 
 def took(file: Path) -> float:
@@ -209,13 +238,13 @@ def predict(model: Development, scale: Scale, scans: Scans, seed: int) -> dict[s
     row = _row(
         scans, c.made, {k: getattr(c, k) for k in ("predicted", "unchanged", "copied", "reconstructed")}
     )
-    fine = tuple(FINER * s for s in scans.first.spec.size)
-    return {**row, "head": head_errors(model.render(c.latents, scans.after, fine).images, scans)}
+    made = model.render(c.latents, scans.after, scale.fine).images
+    return {**row, "head": head_errors(made, scans)}
 
 
 def predict_guided(options: Options, scale: Scale, scans: Scans, minutes: float, seed: int) -> dict[str, Any]:
     """The same of diffusion guided by age."""
-    folder = options.out / "runs" / f"{scale.size}px-{scale.steps}" / f"guided@{seed}"
+    folder = options.out / "runs" / f"{scale.label}-{scale.steps}" / f"guided@{seed}"
     model, card = trained_guided(folder, scans.train, scans.ages, minutes, seed)
     n = scale.subjects
     again = torch.arange(n, n + scale.twice)
@@ -228,10 +257,9 @@ def predict_guided(options: Options, scale: Scale, scans: Scans, minutes: float,
     pairs = {"predicted": (scans.second, made.pixels), "unchanged": (scans.second, still),
              "copied": (scans.second, x), "reconstructed": (scans.first, plain)}  # fmt: skip
     row = _row(scans, made, {k: psnr(mse(a.pixels, b, a.spec)) for k, (a, b) in pairs.items()})
-    fine = torch.nn.functional.interpolate(made.pixels, scale_factor=FINER, mode="bilinear", antialias=False)
-    spec = replace(
-        made.spec, size=tuple(fine.shape[2:]), spacing=tuple(s / FINER for s in made.spec.spacing or ())
-    )
+    fine = torch.nn.functional.interpolate(made.pixels, scale.fine, mode="bilinear", antialias=False)
+    spacing = tuple(s / FINER[scale.dims] for s in made.spec.spacing or ())
+    spec = replace(made.spec, size=scale.fine, spacing=spacing)
     facts = {k: card.training[k] for k in ("steps", "seconds", "parameters")}
     return {**row, "head": head_errors(Images(fine, spec), scans), "chosen": asdict(how), "training": facts}
 
@@ -272,8 +300,7 @@ def slope(x: Tensor, y: Tensor) -> float:
 def average(model: Development, kind: str, scale: Scale) -> dict[str, Any]:
     """Growth curve of nobody's brain beside that of the phantom's middle subject; and how sharp its images are."""
     low, high = (float(a) for a in model.ages)
-    fine = tuple(FINER * s for s in model.spec.size)
-    shown = frames(model, model.average_latent(kind), low + 0.5, high - 0.5, 15, fine)
+    shown = frames(model, model.average_latent(kind), low + 0.5, high - 0.5, 15, scale.fine)
     middle = {name: torch.full((15,), sum(span) / 2) for name, span in growing_brain.IDENTITY.items()}
     truth = growing_brain.at_age(middle, shown.ages)["head_circumference"].double()
     x = shown.images.pixels
