@@ -1,8 +1,8 @@
 """A fault of bfloat16 on CPUs to survive: the gradient of 3D convolutions over thin images.
 
-On a CPU with AVX512-BF16 (oneDNN as in torch 2.13), the weight gradient of a 3D convolution of stride 1 reads
-memory that nobody has written where the image has fewer planes than the kernel: sometimes right, sometimes
-1e30 or NaN. The deepest levels of small 3D networks are such images; there these convolutions run in float32.
+On a CPU with AVX512-BF16 (oneDNN as in torch 2.13), the weight gradient of a 3D convolution reads memory that nobody
+has written where the image has fewer planes than the kernel spans: sometimes right, sometimes 1e30 or NaN. The deepest
+levels of small 3D networks are such images; there these convolutions run in float32.
 """
 
 from __future__ import annotations
