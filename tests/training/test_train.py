@@ -1,6 +1,7 @@
 """The training loop: exact resume, budgets, locks, wrong checkpoints, non-finite losses."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -266,6 +267,15 @@ def test_a_model_that_learns_beside_its_network_is_not_cut():
         VerisimError, match=r"learns others beside it .'discriminator.*--training.strategy ddp"
     ):
         shard(model, None)
+
+
+def test_signals_do_afterwards_what_they_did_before(toy, tmp_path, noise_images):
+    """A process that has trained can be stopped like any other."""
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    train(
+        run_folder(tmp_path / "run"), PLAN, noise_images, settings(max_steps=1, accelerator="cpu"), quiet=True
+    )
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def test_masks_reach_the_training_step(toy, tmp_path, noise_images, monkeypatch):

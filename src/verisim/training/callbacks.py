@@ -7,6 +7,8 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning import Callback
@@ -87,7 +89,6 @@ class Checkpoints(Callback):
         self.run, self.seconds, self.steps = run, settings.checkpoint_minutes * 60, settings.checkpoint_steps
         self.next = time.monotonic() + self.seconds
         self.signal: int | None = None
-        self.previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
         def note(number: int, frame: Any) -> None:
@@ -97,11 +98,7 @@ class Checkpoints(Callback):
             )
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, note)
-
-    def teardown(self, trainer: Any, model: Any, stage: str) -> None:
-        while self.previous:
-            signal.signal(*self.previous.popitem())
+            signal.signal(number, note)
 
     def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
         due = time.monotonic() >= self.next or (self.steps > 0 and model.step % self.steps == 0)
@@ -117,6 +114,17 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             for old in self.run.checkpoints()[KEEP:]:
                 old.unlink(missing_ok=True)
+
+
+@contextmanager
+def signals_restored() -> Iterator[None]:
+    """What SIGTERM and Ctrl-C did before, they do afterwards: Lightning puts them back before its callbacks are done."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Bar(Callback):

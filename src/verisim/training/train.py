@@ -22,7 +22,16 @@ from verisim.hub.weights import ModelCard, save_model
 from verisim.models import build_model
 from verisim.models.base import GenerativeModel
 from verisim.training.bad_batch import save_bad_batch
-from verisim.training.callbacks import Bar, Checkpoints, JsonLines, Pictures, Snapshots, Steps, draw_samples
+from verisim.training.callbacks import (
+    Bar,
+    Checkpoints,
+    JsonLines,
+    Pictures,
+    Snapshots,
+    Steps,
+    draw_samples,
+    signals_restored,
+)
 from verisim.training.checkpoint import SafeCheckpointIO, load_state
 from verisim.training.run_folder import RunFolder
 from verisim.training.selection import Selection, check_selectable, hold_out, take_selected
@@ -162,7 +171,10 @@ def _fit(
             "ignore", message=".*(num_workers|stateful|mid-epoch|in eval mode|LeafSpec).*"
         )
         try:
-            trainer.fit(model, DataLoader(stream, batch_size=None), ckpt_path=checkpoint, weights_only=True)
+            with signals_restored():
+                trainer.fit(
+                    model, DataLoader(stream, batch_size=None), ckpt_path=checkpoint, weights_only=True
+                )
         except LossError as e:
             path = save_bad_batch(run, model, images, stream, e)
             raise LossError(f"{e} The last of these batches, with its seed, is in {path}.", e.loss) from e
