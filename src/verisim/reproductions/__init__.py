@@ -20,6 +20,7 @@ REPRODUCTIONS = {
     "core": "verisim.reproductions.core",
     "002-segmentation": "verisim.reproductions.segmentation_study",
     "000-C5": "verisim.reproductions.report_to_image",
+    "000-C5a": "verisim.reproductions.chest_collections",
     "001": "verisim.reproductions.knee_table",
     "002-growth": "verisim.reproductions.growth",
     "002-visits": "verisim.reproductions.two_visits",
