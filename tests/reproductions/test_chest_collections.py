@@ -57,5 +57,5 @@ def test_counts():
 def test_command(tmp_path, numbers):
     assert main(["reproduce", "000-C5a", "--scale", "smoke", "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "000-C5a.smoke.json").read_text())["numbers"] == numbers
-    with pytest.raises(VerisimError, match="runs on phantoms.*verisim data compose"):
+    with pytest.raises(VerisimError, match=r"runs on phantoms.*verisim data compose"):
         next(run(Options("smoke", tmp_path, tmp_path, data="x")))
