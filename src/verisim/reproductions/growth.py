@@ -83,12 +83,12 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(16, 12, 4, 6, 60, 1, fit_steps=20, guided=Choice((200,), (0.0, 1.0), 3)),
-    "small": Scale(32, 60, 6, 24, 3000, 3),
+    "small": Scale(32, 60, 6, 24, 2000, 2),
     "full": Scale(64, 60, 6, 48, 6000, 3, 1, 0.1, 32, 64, 6, 1e-3, 1e-2, 300),  # spec 002, K.10
 }
 VOLUMES = {  # the implicit systems once more, in 3D
     "smoke": replace(SCALES["smoke"], dims=3, pixels=0.02, fit_pixels=0.05),
-    "small": replace(SCALES["small"], dims=3, size=16, pixels=0.05, fit_pixels=0.1, seeds=2),
+    "small": replace(SCALES["small"], dims=3, size=16, steps=3000, pixels=0.05, fit_pixels=0.1),
     "full": replace(SCALES["full"], dims=3, pixels=0.05, fit_pixels=0.05),
 }
 
