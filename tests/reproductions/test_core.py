@@ -46,7 +46,7 @@ def test_smoke(tmp_path, capsys):
     body = json.loads((tmp_path / "core.16px.smoke.json").read_text())
     numbers = body["numbers"]["16"]
     assert {n.split("@")[0] for n in numbers["rows"]} == {
-        "2-DDPM", "2-DDPM:50", "13-DDIM", "W-BG8", "dpmpp_2m:20", "2-LearnedVar", "2-CFG:0", "2-CFG:1", "2-CFG:1.5",
+        "2-DDPM", "2-DDPM:50", "13-DDIM", "W-BG8", "dpmpp_2m:20", "dpmpp_2m_sde:20", "2-LearnedVar", "2-CFG:0", "2-CFG:1", "2-CFG:1.5",
         "2-CFG:3", "4-ReNoise",
     }  # fmt: skip
     assert set(numbers["bounds"]) == {"2-DDPM@0", "2-LearnedVar@0"}

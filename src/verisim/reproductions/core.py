@@ -40,6 +40,7 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {  # trained model -> row -> sampli
         "13-DDIM": {"sampler": "ddim", "schedule": "vp_linear", "steps": 50},
         "W-BG8": {"sampler": "ddim", "schedule": "vp_linear", "steps": 100},
         "dpmpp_2m:20": {"sampler": "dpmpp_2m", "schedule": "flow", "steps": 20},
+        "dpmpp_2m_sde:20": {"sampler": "dpmpp_2m_sde", "schedule": "flow", "steps": 20},
     },
     "2-LearnedVar": {"2-LearnedVar": {"sampler": "ddpm", "schedule": "vp_linear", "steps": SHORT}},
     "2-CFG": {f"2-CFG:{w:g}": {"guidance": w, "steps": SHORT} for w in (0.0, 1.0, 1.5, 3.0)},
@@ -118,7 +119,7 @@ def _trained(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
         f"images: {Path(options.data).name if options.data else 'chest phantoms'}, {scale.size} pixels",
         f"{scale.minutes:g} processor minutes and one thread per model; {scale.seeds} training seed(s); {scale.count} "
         f"images per row",
-        "rows 2-DDPM, 2-DDPM:50, 13-DDIM, W-BG8 and dpmpp_2m:20 are draws of one trained model",
+        "rows 2-DDPM, 2-DDPM:50, 13-DDIM, W-BG8, dpmpp_2m:20 and dpmpp_2m_sde:20 are draws of one trained model",
         f"bounds: bits per dimension of the chain of {SHORT} steps on {scale.bound_images} held-out images",
         "classes: AUC of a classifier trained on real images, on samples with the classes they were asked for; "
         "'shuffled': trained with shuffled labels",

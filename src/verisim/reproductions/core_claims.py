@@ -13,6 +13,11 @@ MANY = "2-DDPM"
 FEWER = (  # row, statement, source
     ("dpmpp_2m:20", "20 evaluations are as good as 1000 ancestral steps", "ours, within its interval"),
     (
+        "dpmpp_2m_sde:20",
+        "20 evaluations with noise added are as good as 1000 ancestral steps",
+        "ours, within its interval",
+    ),
+    (
         "13-DDIM",
         "DDIM with 50 steps is as good as 1000 ancestral steps",
         "003, section 13.3.2; within its interval",
