@@ -71,6 +71,9 @@ def test_claims_follow_the_numbers():
         "patch-full": True, "patch-half": None, "half-hd95": False, "control": False, "upper": True,
         "rescue": True, "twenty": True, "ensemble": True, "works": False, "reference": False, "variance": True,
     }  # fmt: skip
+    assert found.keys() - {c.name for c in claims({**numbers, "phantoms": False})} == {
+        "works"
+    }  # says so of phantoms
 
 
 def test_threshold_finds_what_brightness_tells():

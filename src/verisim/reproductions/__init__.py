@@ -24,6 +24,7 @@ REPRODUCTIONS = {
     "001": "verisim.reproductions.knee_table",
     "002-growth": "verisim.reproductions.growth",
     "002-visits": "verisim.reproductions.two_visits",
+    "002-coordinates": "verisim.reproductions.coordinate_networks",
     "002-detection": "verisim.reproductions.head_ct_detection",
     "004": "verisim.reproductions.cxr_comparison",
     "004-mark": "verisim.reproductions.cxr_mark",

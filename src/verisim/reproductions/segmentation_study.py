@@ -124,6 +124,7 @@ def _study(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     cases = {name: [_brief(s) for s in each] for name, each in scores.items()}
     numbers = {"systems": table, "cases": cases, "sweep": cells, "facts": facts, "scale": asdict(scale)}
     numbers["reference"] = [_brief(s) for s in long]
+    numbers["phantoms"] = not options.data
     notes = [
         f"images: {Path(options.data).name + ', leave one subject out' if options.data else 'tumour phantoms of the brain'}",
         f"{scale.minutes:g} processor minutes and one training seed per model; averaged weights; nothing was selected on "
