@@ -94,7 +94,8 @@ def _study(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     long: list[CaseScore] = []  # many steps, one sample
     facts: dict[str, Any] = {}
     memory = options.out / "measured"
-    figures = options.results / "figures" / f"002-segmentation.{options.scale}"
+    found = Result("002-segmentation", options.scale, [], {}, part=Path(options.data).name)
+    figures = options.results / "figures" / found.name
     folds = _folds(options.data, scale)
     for fold, (training, test) in folds.items():
         for name in names:
@@ -132,8 +133,7 @@ def _study(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
         f"systems are compared at {scale.judged[0]} steps and {scale.judged[1]} members",
         "'threshold': the channel, side and level with the best Dice on training images",
     ]
-    part = "" if not options.data else Path(options.data).name
-    return Result("002-segmentation", options.scale, claims(numbers), numbers, notes, part=part)
+    return replace(found, claims=claims(numbers), numbers=numbers, notes=notes)
 
 
 def _grid(
