@@ -264,10 +264,8 @@ class GenerativeModel(LightningModule):
     def is_finite(self, loss: Tensor) -> bool:
         """True if the loss is finite, in every process; else the step is skipped and counted: ten in a row stop the run."""
         finite = torch.isfinite(loss).all()
-        if (
-            dist.is_available() and dist.is_initialized()
-        ):  # one that skips a step alone leaves the others waiting
-            finite = finite.int()
+        if dist.is_available() and dist.is_initialized():
+            finite = finite.int()  # agreed on: a process that skips a step alone leaves the others waiting
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         if bool(finite):
             return True

@@ -7,6 +7,7 @@ pixel's four neighbours, which are all known. Control: the same pixels at shuffl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from verisim.data.mosaic import save_mosaic
 from verisim.errors import VerisimError
 from verisim.metrics.bootstrap import Estimate, mean_estimate
+from verisim.metrics.reconstruction import psnr
 from verisim.models.implicit.points import grid
 from verisim.nets.implicit import CoordinateNet, fourier_features
 from verisim.phantoms import PHANTOMS
@@ -112,7 +114,7 @@ def _fitted(name: str, x: Tensor, points: Tensor, known: Tensor, scale: Scale, k
     with torch.no_grad():
         drawn = net(features)[..., 0].clamp(-1, 1)  # (H, W)
     return {
-        "learned": 10 * float(torch.tensor(4 / max(loss, 1e-12)).log10()),
+        "learned": float(psnr(torch.tensor(loss / 4))),
         "others": _psnr(drawn, x, ~known),
         "rate": rate,
         "numbers": _count(net),
@@ -131,7 +133,7 @@ def _train(net: CoordinateNet, points: Tensor, target: Tensor, rate: float, step
         schedule.step()
     with torch.no_grad():
         error = float(F.mse_loss(net(points)[:, 0], target))
-    return error if error == error else float("inf")
+    return error if math.isfinite(error) else math.inf
 
 
 def _network(inputs: int, activation: str, numbers: int) -> CoordinateNet:
@@ -148,7 +150,7 @@ def _count(net: CoordinateNet) -> int:
 
 def _psnr(made: Tensor, x: Tensor, where: Tensor) -> float:
     """dB, of the pixels `where` of images on [-1, 1]."""
-    return float(10 * (4 / (made - x)[where].double().square().mean().clamp(min=1e-12)).log10())
+    return float(psnr((made - x)[where].double().square().mean() / 4))
 
 
 def _neighbours(x: Tensor) -> Tensor:
