@@ -123,6 +123,7 @@ dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_
 model = build_model("conv_vae", {"channels": (8, 8), "latent": 4}, ImageSpec((8, 8)))
 one = torch.tensor([1.0, float("nan") if rank else 1.0])
 print(model.is_finite(one), model.is_finite(torch.ones(2)))
+dist.destroy_process_group()
 """
 
 

@@ -241,6 +241,7 @@ for below in (0.0, 0.9):
     for _ in range(3):
         q(z.chunk(2)[rank])
     save_file(q.state_dict(), f"{folder}/{below}-{rank}.safetensors")
+dist.destroy_process_group()  # else gloo's threads may still run when the interpreter ends, which aborts it
 """
 
 

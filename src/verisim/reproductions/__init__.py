@@ -21,6 +21,7 @@ REPRODUCTIONS = {
     "002-segmentation": "verisim.reproductions.segmentation_study",
     "000-C5": "verisim.reproductions.report_to_image",
     "000-C5a": "verisim.reproductions.chest_collections",
+    "000-C5c": "verisim.reproductions.latent_chests",
     "001": "verisim.reproductions.knee_table",
     "002-growth": "verisim.reproductions.growth",
     "002-visits": "verisim.reproductions.two_visits",
@@ -31,6 +32,7 @@ REPRODUCTIONS = {
     "004-artefact": "verisim.reproductions.cxr_artefact",
     "004-sweeps": "verisim.reproductions.cxr_sweeps",
     "16-bench": "verisim.reproductions.volumes_bench",
+    "16-masked": "verisim.reproductions.masked_transformer",
     "17-few": "verisim.reproductions.few_steps",
 }
 

@@ -22,10 +22,13 @@ from verisim.metrics.features import FeatureNetwork, domain_features, random_fea
 from verisim.metrics.frechet import frechet_estimate
 from verisim.metrics.marginals import compare_factors
 from verisim.metrics.memo import Memo
+from verisim.models import build_model
 from verisim.phantoms import PHANTOMS
 from verisim.seeding import generator
 from verisim.tasks.comparison import held_out
 from verisim.tasks.contestants import Contestant
+from verisim.training.memory import with_saved_bytes
+from verisim.training.run_folder import RunFolder
 
 More = Callable[[Images, Images, torch.Generator], dict[str, Any]]  # fakes, reals -> further measures
 
@@ -89,6 +92,17 @@ def save_pictures(folder: Path, contestants: Sequence[Contestant], shown: int) -
     for c in contestants:
         if c.name.endswith("@0"):
             save_mosaic(folder / f"{c.name[:-2].replace(':', '-')}.png", c.images.pixels[:shown], 8, scale=2)
+
+
+def saved_megabytes(run: Path, train: Images) -> float:
+    """MiB that a training step of a run's model keeps for the backward pass, for one image."""
+    settings = dict(RunFolder(run).config()["model"])
+    torch.manual_seed(0)
+    model = build_model(settings.pop("name"), settings, train.spec).train()
+    model.prepare(train.pixels[:16])
+    others = [*model.parameters(), *model.buffers()]
+    _, saved = with_saved_bytes(lambda: model.trial_loss(train.pixels[:1], None), others)
+    return round(saved / 2**20, 3)
 
 
 def systems_of(rows: dict[str, Any]) -> list[str]:

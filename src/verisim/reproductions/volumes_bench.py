@@ -19,15 +19,12 @@ from verisim.data.folder import Dataset
 from verisim.data.spec import Images
 from verisim.metrics.memo import Memo
 from verisim.metrics.slices import slice_consistency
-from verisim.models import build_model
-from verisim.reproductions.bench import Bench, save_pictures
+from verisim.reproductions.bench import Bench, save_pictures, saved_megabytes
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
 from verisim.reproductions.volumes_claims import claims
 from verisim.tasks.comparison import held_out
 from verisim.tasks.contestants import Contestant, from_model
-from verisim.training.memory import with_saved_bytes
-from verisim.training.run_folder import RunFolder
 from verisim.training.source import DataSettings, open_dataset
 
 SYSTEMS = ("16-A", "16-H", "16-J", "16-F", "16-G")
@@ -167,14 +164,3 @@ def draw(wanted: list[Job], dataset: Dataset, scale: Scale, cache: Path) -> list
                 from_model(job.folder, name, scale.count, real, seed=int(seed), cache=file, options=options)
             )
     return found
-
-
-def saved_megabytes(run: Path, train: Images) -> float:
-    """MiB that a training step of a run's model keeps for the backward pass, for one volume."""
-    settings = dict(RunFolder(run).config()["model"])
-    torch.manual_seed(0)
-    model = build_model(settings.pop("name"), settings, train.spec).train()
-    model.prepare(train.pixels[:16])
-    others = [*model.parameters(), *model.buffers()]
-    _, saved = with_saved_bytes(lambda: model.trial_loss(train.pixels[:1], None), others)
-    return round(saved / 2**20, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
@@ -128,6 +130,12 @@ def is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
+def leave_processes() -> None:
+    """End the talk among the processes, before the interpreter ends: gloo's threads would abort it (exit code -6)."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _fit(
     run: RunFolder,
     model: GenerativeModel,
@@ -158,6 +166,8 @@ def _fit(
         saver,
     ]
     trainer = _trainer(run, settings, callbacks, jsonl, model)
+    if trainer.world_size > 1:
+        atexit.register(leave_processes)
     stream = BatchStream(
         images,
         settings.batch_size,
