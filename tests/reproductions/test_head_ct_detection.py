@@ -8,7 +8,7 @@ import torch
 from verisim.cli.main import main
 from verisim.metrics.bootstrap import Estimate
 from verisim.models.anomaly.position_regression import PositionNet
-from verisim.reproductions.head_ct_claims import claims, sweep_claims
+from verisim.reproductions.head_ct_claims import claims, patch_claims, sweep_claims
 from verisim.reproductions.head_ct_memory import memory_rows, saved_bytes
 
 
@@ -34,6 +34,9 @@ def test_smoke(tmp_path, capsys):
     assert (tmp_path / "figures" / "002-detection.24vox.smoke" / "maps.png").exists()
     widths = json.loads((tmp_path / "002-detection.widths.smoke.json").read_text())["numbers"]
     assert set(widths["24"]) == {"B-A m=1", "B-A m=2", "B-B m=1", "B-B m=2"}
+    patches = json.loads((tmp_path / "002-detection.patches.smoke.json").read_text())
+    assert set(patches["numbers"]["24"]) == {"B-A:shuffled", "B-A 7", "B-A 9"}
+    assert {c["name"] for c in patches["claims"]} == {"patch-auroc", "patch-position", "patch-control"}
     assert main(["reproduce", "002-detection", "--data", "x", "--out", str(tmp_path)]) == 2
     assert "runs on head CT phantoms" in capsys.readouterr().err
 
@@ -77,6 +80,27 @@ def test_selection_rule():
     }
     found = {c.name: c.holds for c in sweep_claims(rows, paper)}
     assert found == {"best-blood": True, "best-fracture": False, "memory-at-scale": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [
+        ({}, (True, True, True)),
+        ({"B-A 15": row(0.7, 0.5, error=0.02)}, (False, True, True)),  # one size finds fewer
+        ({"B-A 7": row(0.8, 0.5, error=0.02)}, (True, False, True)),  # the smallest knows its place best
+        ({"B-A:shuffled": row(0.8, 0.5, error=0.3)}, (True, True, False)),
+    ],
+)
+def test_claims_on_patch_sizes(changes, holds):
+    """Alike unless two intervals are apart; better placed only if in order of size; above the control, all of them."""
+    rows = {
+        "B-A:shuffled": row(0.5, 0.5, error=0.3),
+        "B-A 7": row(0.80, 0.5, error=0.05),
+        "B-A 11": row(0.81, 0.5, error=0.04),
+        "B-A 15": row(0.80, 0.5, error=0.03),
+    }
+    found = [c.holds for c in patch_claims({**rows, **changes})]
+    assert tuple(found) == holds
 
 
 def test_memory_without_numbers_is_that_of_a_real_step():

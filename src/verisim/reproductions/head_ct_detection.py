@@ -2,7 +2,8 @@
 
 All models learn from normal phantoms alone, with equal processor time each: position regression at less than a tenth
 of the autoencoder's parameters, the same with shuffled positions, and the autoencoder with whichever filter serves it
-best on the test set. The intensity threshold learns nothing. Then the width sweep: AUROC, parameters, memory.
+best on the test set. The intensity threshold learns nothing. Then the width sweep: AUROC, parameters, memory; and
+position regression by the size of its patches.
 
 Phantoms are shown from -100 to 950 HU, equalised by the training heads, as the source does without windowing.
 """
@@ -28,7 +29,7 @@ from verisim.phantoms import head_ct
 from verisim.phantoms.volume import spacing
 from verisim.recipes import load_recipe
 from verisim.reports.anomaly import side_by_side_png
-from verisim.reproductions.head_ct_claims import claims, sweep_claims
+from verisim.reproductions.head_ct_claims import claims, patch_claims, sweep_claims
 from verisim.reproductions.head_ct_memory import memory_rows, saved_bytes
 from verisim.reproductions.result import Options, Result
 from verisim.tasks.detection import by_kind, grouped_auroc, structure_scores
@@ -47,6 +48,7 @@ FILTERS = (
     ("erosion", 3),
 )  # the autoencoder may choose, for each question
 FIGURE_STRIDE = 2
+PARTS = ("B-A", "B-B2", "B-A1")  # the comparison, the widths, the sizes of the patch
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,29 @@ class Scale:
     ae_width: int  # m of the autoencoder
     stride: int  # of the maps
     widths: tuple[int, ...]  # of the sweep, trained
+    sides: tuple[int, ...]  # of patches, trained
     seeds: int = 1
     lr: float = 1e-3
 
 
 SCALES = {
-    "smoke": Scale(24, 12, 8, 4, 0.02, 2, 9, 16, 8, 6, (1, 2), lr=3e-3),
-    "small": Scale(48, 40, 40, 24, 4.0, 4, 15, 48, 8, 4, (1, 2, 4, 8, 16), seeds=2, lr=3e-3),
-    "full": Scale(256, 110, 60, 40, 600.0, 8, 31, 256, 32, 4, (1, 2, 4, 8, 16, 32, 64), lr=1e-4),
+    "smoke": Scale(24, 12, 8, 4, 0.02, 2, 9, 16, 8, 6, (1, 2), (7, 9), lr=3e-3),
+    "small": Scale(48, 40, 40, 24, 4.0, 4, 15, 48, 8, 4, (1, 2, 4, 8, 16), (7, 11, 15, 19), seeds=2, lr=3e-3),
+    "full": Scale(
+        256,
+        110,
+        60,
+        40,
+        600.0,
+        8,
+        31,
+        256,
+        32,
+        4,
+        (1, 2, 4, 8, 16, 32, 64),
+        (19, 23, 27, 31, 35, 39),
+        lr=1e-4,
+    ),
 }
 
 
@@ -86,7 +103,7 @@ class Heads:
 
 
 def run(options: Options) -> Iterator[Result]:
-    """The comparison, then the width sweep."""
+    """The comparison, the width sweep and the sizes of the patch, or those of them whose recipes were asked for."""
     if options.data:
         raise VerisimError(
             "002-detection runs on head CT phantoms, whose findings are known voxel by voxel; leave out --data."
@@ -96,9 +113,11 @@ def run(options: Options) -> Iterator[Result]:
     scale = replace(
         scale, size=size, minutes=options.minutes or scale.minutes, seeds=options.seeds or scale.seeds
     )
+    asked = options.chosen(PARTS, "study")
     heads = make_heads(scale)
-    yield compare(options, scale, heads)
-    yield sweep(options, scale, heads)
+    for name, part in zip(PARTS, (compare, sweep, patch_sizes), strict=True):
+        if name in asked:
+            yield part(options, scale, heads)
 
 
 def make_heads(scale: Scale) -> Heads:
@@ -281,3 +300,22 @@ def sweep(options: Options, scale: Scale, heads: Heads) -> Result:
     ]  # fmt: skip
     numbers = {str(scale.size): rows, "source_scale": paper}
     return Result("002-detection", options.scale, sweep_claims(rows, paper), numbers, notes, part="widths")
+
+
+# --- the sizes of the patch -----------------------------------------------------------------------
+
+
+def patch_sizes(options: Options, scale: Scale, heads: Heads) -> Result:
+    """Position regression for every size of patch, and with shuffled positions, from as many patches a step."""
+    rows = {SHUFFLED: measured(options, scale, heads, SHUFFLED, scale.width, 0)}
+    for side in scale.sides:
+        own = options if side == scale.patch else replace(options, out=options.out / f"patch-{side}")
+        rows[f"{PPR} {side}"] = measured(own, replace(scale, patch=side), heads, PPR, scale.width, 0)
+    notes = [
+        f"{scale.train} normal phantoms of {scale.size}^3 to learn from, {scale.minutes:g} processor minutes each, "
+        f"seed 0; patches of {', '.join(map(str, scale.sides))} voxels per side",
+        f"{SHUFFLED}: patches of {scale.patch} voxels with the positions of others",
+    ]
+    return Result(
+        "002-detection", options.scale, patch_claims(rows), {str(scale.size): rows}, notes, part="patches"
+    )
