@@ -9,10 +9,11 @@ import torch
 from verisim.cli.main import main
 from verisim.data.spec import Images, ImageSpec
 from verisim.errors import VerisimError
+from verisim.recipes import load_recipe
 from verisim.reproductions import reproduction
 from verisim.reproductions.result import Options
 from verisim.reproductions.segmentation_claims import claims
-from verisim.reproductions.segmentation_study import SCALES, _folds, threshold_baseline
+from verisim.reproductions.segmentation_study import SCALES, SYSTEMS, VARIANTS, _folds, threshold_baseline
 
 
 def test_smoke_study(tmp_path):
@@ -33,7 +34,7 @@ def test_smoke_study(tmp_path):
     numbers = body["numbers"]
     assert set(numbers["systems"]) == {"B-D", "B-J", "B-D:shuffled", "threshold"}
     assert {len(rows) for rows in numbers["cases"].values()} == {8} and len(numbers["sweep"]) == 4
-    assert len(numbers["reference"]) == 2
+    assert len(numbers["reference"]) == 2 and numbers["facts"]["B-J"]["memory"] > 0
     assert {"control", "upper", "rescue", "works"} <= {c["name"] for c in body["claims"]}
     for name in ("B-D", "B-J", "B-D-shuffled", "sweep.dice", "sweep.hd95"):
         assert (tmp_path / "figures" / "002-segmentation.smoke" / f"{name}.png").exists(), name
@@ -65,15 +66,35 @@ def test_claims_follow_the_numbers():
     ]
     scale = {"judged": (20, 5), "reference": (1000, 4)}
     known = {"B-D": {"calibration": {"auroc": 0.9, "error_rate": [0.0, None, 0.3]}}}
-    numbers = {"cases": cases, "sweep": grid, "systems": known, "scale": scale, "reference": rows(0.9, 0.8)}
+    facts = {"B-D": {"memory": 1.0}, "B-E": {"memory": 7.4}, "B-H": {"memory": 1.2}}
+    numbers = {
+        "cases": cases,
+        "sweep": grid,
+        "systems": known,
+        "scale": scale,
+        "reference": rows(0.9, 0.8),
+        "facts": facts,
+    }
     found = {c.name: c.holds for c in claims(numbers)}
     assert found == {
         "patch-full": True, "patch-half": None, "half-hd95": False, "control": False, "upper": True,
         "rescue": True, "twenty": True, "ensemble": True, "works": False, "reference": False, "variance": True,
+        "memory": True, "skips-memory": False,
     }  # fmt: skip
-    assert found.keys() - {c.name for c in claims({**numbers, "phantoms": False})} == {
-        "works"
-    }  # says so of phantoms
+    gone = found.keys() - {c.name for c in claims({**numbers, "phantoms": False})}
+    assert gone == {"works", "memory", "skips-memory"}  # say so of phantoms
+
+
+def test_variants_of_skips_are_recipes(tmp_path):
+    """Not part of the study unless asked for; each has a recipe of its own at small scale."""
+    assert not set(SYSTEMS) & set(VARIANTS)
+    for name in VARIANTS:
+        model = load_recipe("B-H").settings(f"small-{name.partition(':')[2]}")["model"]
+        assert (
+            model["attention"][-1] if name.endswith("attention") else model["skip"] == name.partition(":")[2]
+        )
+    with pytest.raises(VerisimError, match=r"B-H:none is not part of this study"):
+        next(reproduction("002-segmentation")(Options("smoke", tmp_path, tmp_path, systems=("B-H:none",))))
 
 
 def test_threshold_finds_what_brightness_tells():

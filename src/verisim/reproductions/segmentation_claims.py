@@ -22,6 +22,23 @@ PAIRS = (  # name, system that is said to be better, the other one, measure, sta
         "Averaged skips beat concatenated ones at equal memory",
         "section 7.2; spec H",
     ),
+    ("sum", "B-D", "B-H:sum", "dice", "Averaged skips beat plain sums", "section 7.2; spec H"),
+    (
+        "root",
+        "B-D",
+        "B-H:root",
+        "dice",
+        "Averaged skips beat sums over the root of two",
+        "section 7.2; spec H",
+    ),
+    (
+        "attention",
+        "B-H:attention",
+        "B-D",
+        "dice",
+        "Attention on the coarsest level helps",
+        "ours: the source left it out",
+    ),
     (
         "control",
         "B-D",
@@ -51,6 +68,7 @@ def claims(numbers: dict[str, Any]) -> list[Claim]:
     return [
         *found,
         *([upper] if upper else []),
+        *(_of_memory(numbers["facts"]) if numbers.get("phantoms", True) else []),  # crops of half the side
         *_of_sampling(numbers["sweep"], numbers.get("phantoms", True)),
         *_of_reference(numbers["reference"], cases.get("B-D", []), numbers["scale"]),
         *_of_variance(numbers["systems"]),
@@ -95,6 +113,23 @@ def _upper(cases: dict[str, Any]) -> Claim | None:
         _sign(gain),
         text,
     )
+
+
+def _of_memory(facts: dict[str, dict[str, Any]]) -> list[Claim]:
+    """Crops against whole volumes, and the widths of averaged and concatenated skips."""
+    memory = {name: f["memory"] for name, f in facts.items()}
+    found = []
+    if {"B-D", "B-E"} <= memory.keys():
+        ratio = memory["B-E"] / memory["B-D"]
+        text = f"B-D {memory['B-D']:.2f} MiB, B-E {memory['B-E']:.2f} MiB: 1/{ratio:.2f}"
+        statement = "A training step on crops keeps at most 1/7 of one on whole volumes"
+        found.append(Claim("memory", statement, SOURCE + "Table 1 (1/7.4)", ratio >= 7, text))
+    if {"B-D", "B-H"} <= memory.keys():
+        text = f"B-D {memory['B-D']:.2f} MiB, B-H {memory['B-H']:.2f} MiB"
+        statement = "The two kinds of skips were compared at equal memory, to a tenth"
+        holds = abs(memory["B-H"] / memory["B-D"] - 1) <= 0.1
+        found.append(Claim("skips-memory", statement, SOURCE + "section 7.2; spec H", holds, text))
+    return found
 
 
 def _of_sampling(cells: list[dict[str, Any]], phantoms: bool) -> list[Claim]:

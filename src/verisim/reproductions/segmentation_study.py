@@ -1,7 +1,8 @@
 """Source 002, chapter 7: PatchDDM beside its baselines at equal processor time, and steps against ensemble size.
 
 Systems: crops with coordinates (B-D), whole volumes (B-E), half resolution (B-F), crops without coordinates (B-G),
-concatenated skips (B-H), a supervised U-Net (B-J). Controls: B-D trained with the masks of other cases, and the best
+concatenated skips (B-H), a supervised U-Net (B-J); on request variants of B-H: skips that are summed, divided by the
+root of two, or averaged with attention. Controls: B-D trained with the masks of other cases, and the best
 single threshold, which knows nothing of shape. Tumour phantoms by default; with --data a folder whose manifest has the
 columns t1c, flair and seg, each patient is held out once (leave one subject out).
 """
@@ -27,6 +28,7 @@ from verisim.models.diffusion.segmentation import DiffusionSegmenter
 from verisim.models.segmentation.base import Prediction
 from verisim.recipes import load_recipe
 from verisim.reports.segmentation import overlay_png, sweep_png
+from verisim.reproductions.bench import saved_megabytes
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.segmentation_claims import claims
 from verisim.tasks.segmentation import CaseScore, evaluate, masks_of, score_case, summary, sweep
@@ -37,6 +39,7 @@ from verisim.training.source import DataSettings, open_dataset
 from verisim.training.train import ModelPlan, train
 
 SYSTEMS = ("B-D", "B-E", "B-F", "B-G", "B-H", "B-J")
+VARIANTS = ("B-H:sum", "B-H:root", "B-H:attention")  # only if asked for
 CONTROL = "B-D:shuffled"  # trained with the masks of other cases
 BATCH = {"B-E": 1}  # whole volumes one at a time, as in the source
 IMAGES, MASKS = "t1c,flair", "seg"  # manifest columns of a folder given with --data
@@ -78,7 +81,7 @@ def run(options: Options) -> Iterator[Result]:
     scale = replace(scale, minutes=options.minutes or scale.minutes, count=options.count or scale.count)
     if options.data and scale.size.count("x") < 2:  # folders hold volumes
         scale = replace(scale, size="24x24x24", variant="small")
-    systems = options.chosen(SYSTEMS, "study")
+    systems = options.chosen(SYSTEMS + VARIANTS, "study") if options.systems else SYSTEMS
     for size in [_size(s, scale) for s in options.sizes] or [scale.size]:
         yield _study(options, replace(scale, size=size), systems)
 
@@ -101,7 +104,7 @@ def _study(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
         for name in names:
             folder = options.out / "runs" / scale.size / f"{name.replace(':', '-')}@{fold}"
             model = _trained(folder, name, training, scale)
-            facts[name] = _facts(folder)
+            facts[name] = {**_facts(folder), "memory": saved_megabytes(folder, training)}
             chosen = {"steps": scale.judged[0], "ensemble": scale.judged[1]}
             if isinstance(model, DiffusionSegmenter):
                 model.configure_sampling(**chosen)
@@ -131,6 +134,7 @@ def _study(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
         f"{scale.minutes:g} processor minutes and one training seed per model; averaged weights; nothing was selected on "
         f"test images",
         f"systems are compared at {scale.judged[0]} steps and {scale.judged[1]} members",
+        "memory: MiB that the forward pass of a training step keeps for the backward pass, one volume, weights left out",
         "'threshold': the channel, side and level with the best Dice on training images",
     ]
     return replace(found, claims=claims(numbers), numbers=numbers, notes=notes)
@@ -177,8 +181,9 @@ def _folds(folder: str, scale: Scale) -> dict[str, tuple[Images, Images]]:
 
 def _trained(folder: Path, name: str, images: Images, scale: Scale) -> Any:
     """The model of a run folder, trained first if it is not yet."""
-    run_folder, recipe = RunFolder(folder), name.split(":")[0]
-    settings = load_recipe(recipe).settings(scale.variant)
+    run_folder, (recipe, _, suffix) = RunFolder(folder), name.partition(":")
+    variant = f"{scale.variant}-{suffix}" if name in VARIANTS else scale.variant
+    settings = load_recipe(recipe).settings(variant)
     model = dict(settings["model"])
     kind = model.pop("name")
     if "cosine_decay" in model or kind == "supervised_segmentation":
@@ -188,7 +193,7 @@ def _trained(folder: Path, name: str, images: Images, scale: Scale) -> Any:
     if not run_folder.weights.exists():
         fresh = not run_folder.config_path.exists()
         if fresh:
-            run_folder.create({"recipe": recipe, "variant": scale.variant, "model": {"name": kind, **model}, "training": training})  # fmt: skip
+            run_folder.create({"recipe": recipe, "variant": variant, "model": {"name": kind, **model}, "training": training})  # fmt: skip
         if name == CONTROL:
             images = replace(images, segmentation=masks_of(images).roll(1, 0))
         plan = ModelPlan(kind, model, recipe)
