@@ -18,11 +18,44 @@ def claims(numbers: dict[str, Any], size: int) -> list[Claim]:
     found += [
         _below(error, "K-S4", "K-S2", f"svae@{size}", "The spatial VAE reconstructs better than the VAE with as many latents", "MSE"),
         _below(distance, "K-S8:source", "K-S1:source", f"intro@{size}", "IntroVAE samples better than the VAE, both from N(0, I)", "FD"),
+        _below(distance, "K-S5:source", "K-S5-literal:source", f"routing@{size}", "VPGA with the reference's gradient routing samples better than as printed", "FD"),
         _below(distance, "K-X1", "K-X1:source", f"prior@{size}", "The learned prior samples better than uniform codes", "FD"),
         _below(distance, "K-S2", "K-S2:source", f"expost-vae@{size}", "The ex-post density samples better than N(0, I), VAE with many latents", "FD"),
         _below(distance, "K-S4", "K-S4:source", f"expost-svae@{size}", "The ex-post density samples better than N(0, I), spatial VAE", "FD"),
     ]  # fmt: skip
+    found += [_returns(numbers, size), _as_good(error, size)]
     return [c for c in found if c is not None]
+
+
+def _returns(numbers: dict[str, Any], size: int) -> Claim | None:
+    """VPGA: the encoder finds drawn latents again, three times as exactly as a VAE's."""
+    rows = numbers.get("latent_return", {})
+    mine, vae = (
+        mean_over_seeds([r for n, r in rows.items() if n.split("@")[0] == s]) for s in ("K-S5", "K-S1")
+    )
+    if mine is None or vae is None:
+        return None
+    return Claim(
+        f"returns@{size}",
+        "VPGA's encoder finds latents drawn from N(0, I) again: error below 0.5, at most a third of the VAE's",
+        "spec 001, section 6, S5",
+        mine.value < 0.5 and 3 * mine.value <= vae.value,
+        f"per latent: {as_text('K-S5', mine)}, {as_text('K-S1', vae)}",
+    )
+
+
+def _as_good(error: dict[str, Estimate | None], size: int) -> Claim | None:
+    """VPGA's reconstructions beside the VAE's."""
+    mine, vae = error.get("K-S5"), error.get("K-S1")
+    if mine is None or vae is None:
+        return None
+    return Claim(
+        f"vpga-mse@{size}",
+        "VPGA's reconstruction error is at most 1.3 times the VAE's",
+        "spec 001, section 6, S5",
+        mine.value <= 1.3 * vae.value,
+        f"MSE x 1e5: {as_text('K-S5', mine)}, {as_text('K-S1', vae)}",
+    )
 
 
 def _systems(numbers: dict[str, Any]) -> list[str]:

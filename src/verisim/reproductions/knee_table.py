@@ -30,6 +30,7 @@ from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
 from verisim.tasks.autoencoding import (
     label_consistency,
+    latent_return,
     reconstruct,
     reconstruction_scores,
     trivial_scores,
@@ -39,7 +40,21 @@ from verisim.tasks.contestants import Contestant, from_model
 from verisim.training.checkpoint import read_metadata
 from verisim.training.source import DataSettings, open_dataset
 
-SYSTEMS = ("K-S1", "K-S2", "K-S3", "K-S4", "K-S5", "K-S6", "K-S7", "K-S8", "K-X1", "K-X3", "K-S9.1")
+SYSTEMS = (
+    "K-S1",
+    "K-S2",
+    "K-S3",
+    "K-S4",
+    "K-S5",
+    "K-S6",
+    "K-S7",
+    "K-S8",
+    "K-X1",
+    "K-X3",
+    "K-S9.1",
+    "K-S5-literal",
+)
+RETURNING = ("K-S1", "K-S5", "K-S5-literal")  # whose encoders are to undo their decoders, and the VAE
 UNCONDITIONAL = ("K-S6", "K-S7")  # a VQ-VAE without a prior knows no classes
 SOURCE_PRIOR = {"K-S6": "uniform", "K-S7": "uniform", "K-X1": "uniform"}  # others: N(0, I)
 
@@ -95,11 +110,15 @@ def _table(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
         f"{minutes} and one thread per run; {scale.seeds} training seed(s); {scale.count} samples per run and prior",
         "reconstructions: posterior mean or nearest codes, 8-bit, of held-out patients; weights of the last step, "
         "averaged; nothing was selected on test images",
+        "latent_return: mean of |encode(decode(z)) - z|^2 per latent, z from N(0, I)",
         "'NAME:source' draws as the source did: N(0, I) or uniform codes",
         "bits: KL to N(0, I), the least that a coder could need, or the length of the codes; 'at equal "
         "bits' is by time sharing, a share of the images coded with one system and the rest with another",
     ]
     sizes = {j.folder.name.split("@")[0]: _parameters(j.folder) for j in wanted}
+    numbers["latent_return"] = {
+        j.folder.name: _latent_return(j.folder, memo, scale.count) for j in wanted if j.recipe in RETURNING
+    }
     numbers["rate_distortion"] = rate_rows(numbers, scale.size, sizes)
     numbers["grades"] = grade_rows(numbers)
     told = [c for f in (claims, bit_claims, grade_claims) for c in f(numbers, scale.size)]
@@ -171,6 +190,17 @@ def _reconstructions(folder: Path, dataset: Dataset, memo: Memo) -> dict[str, An
         return row, {}
 
     return memo.fetch(["reconstruction", digest, train, test], measure)[0]
+
+
+def _latent_return(folder: Path, memo: Memo, n: int) -> dict[str, float]:
+    """Does the encoder find the latents that the decoder was given?"""
+    digest = read_metadata(folder / "weights.safetensors")["sha256"]
+
+    def measure() -> Measured:
+        model: Any = load_model(folder)[0]
+        return latent_return(model, n).as_dict(), {}
+
+    return memo.fetch(["latent return", digest, n], measure)[0]
 
 
 def _report(

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from verisim.data.spec import Images
 from verisim.errors import VerisimError
-from verisim.metrics.bootstrap import mean_estimate
+from verisim.metrics.bootstrap import Estimate, mean_estimate
 from verisim.metrics.judges import JudgeSettings, fit, logits
 from verisim.metrics.reconstruction import score_reconstructions
+from verisim.models.autoencoders.latent import LatentModel
 from verisim.roles import Autoencoder, Coder
 from verisim.seeding import generator
 
@@ -45,6 +46,17 @@ def reconstruction_scores(model: Autoencoder, images: Images) -> dict[str, Any]:
     if isinstance(model, Coder):
         rate = mean_estimate(model.rate_bits(images.pixels).cpu(), DRAWS, rng, images.patients).as_dict()
     return {**scores, "rate_bits": rate, "n": len(images), "settings": found.settings}
+
+
+def latent_return(model: LatentModel, n: int) -> Estimate:
+    """Mean of |encode(decode(z)) - z|^2 per latent over n draws z from N(0, I): 0 where the encoder undoes the decoder.
+
+    1 is what an encoder gets that always answers 0 (source 001, L_lr,N).
+    """
+    rng = generator("latent return", 0)
+    z = torch.randn(n, model.latent, generator=rng)
+    again = model.encode(model.decode(z).clamp(model.spec.low, model.spec.high)).cpu()
+    return mean_estimate((again - z).double().square().mean(1), DRAWS, rng)
 
 
 def trivial_scores(train: Images, images: Images) -> dict[str, dict[str, Any]]:
