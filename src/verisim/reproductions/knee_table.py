@@ -211,14 +211,8 @@ def _report(
     for c in contestants:
         if c.name.endswith("@0"):
             save_mosaic(folder / f"{c.name[:-2].replace(':', '-')}.png", c.images.pixels[:32], 8, scale=1)
-    if not options.data:  # phantoms may be shown beside their reconstructions
-        test = held_out(dataset).subset(torch.arange(8))
-        for c in contestants:
-            run = options.out / "runs" / found.part.removesuffix("px") / c.name
-            if c.name.endswith("@0") and ":" not in c.name:
-                again = reconstruct(load_model(run)[0], test)  # type: ignore[arg-type]
-                pair = torch.cat([test.pixels, again.pixels])
-                save_mosaic(folder / f"{c.name[:-2]}.reconstructions.png", pair, 8, scale=1)
+    grids = options.out / f"reconstructions.{found.part}" if options.data else folder  # may hold real images
+    _draw_reconstructions(grids, contestants, options.out / "runs" / found.part.removesuffix("px"), dataset)
     return comparison_report(
         options.out / f"report.{found.part}.html",
         results,
@@ -229,3 +223,19 @@ def _report(
         notes=[],
         train=dataset["train"],
     )
+
+
+def _draw_reconstructions(folder: Path, contestants: list[Contestant], runs: Path, dataset: Dataset) -> None:
+    """SYSTEM.reconstructions.png: a row per grade (or one row), four held-out images and what comes back of them."""
+    test = held_out(dataset)
+    grade = torch.zeros(len(test)) if test.labels is None else test.labels
+    index = [(grade == g).nonzero()[:4, 0] for g in grade.unique()]
+    rows = torch.cat([i[torch.arange(4) % len(i)] for i in index])  # rare grades are shown twice
+    shown = test.subset(rows)
+    for c in contestants:
+        if c.name.endswith("@0") and ":" not in c.name:
+            again = reconstruct(load_model(runs / c.name)[0], shown)  # type: ignore[arg-type]
+            pairs = torch.cat(
+                [shown.pixels.view(-1, 4, *test.spec.shape), again.pixels.view(-1, 4, *test.spec.shape)], 1
+            )
+            save_mosaic(folder / f"{c.name[:-2]}.reconstructions.png", pairs.flatten(0, 1), 8, scale=1)
