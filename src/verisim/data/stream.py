@@ -36,6 +36,7 @@ class BatchStream(IterableDataset):
         first: Callable[[], int],  # how many batches have been seen already
         seed: int = 0,
         place: Callable[[], tuple[int, int]] = lambda: (0, 1),  # (rank, world size), asked when iterating
+        parts: int = 1,  # equal ones that each batch comes in, one after the other; they divide batch_size
     ) -> None:
         if len(images) == 0:
             raise DataError("The training split is empty. Check the split column of manifest.csv.")
@@ -47,7 +48,7 @@ class BatchStream(IterableDataset):
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; it must be at least 1.")
         self.images, self.batch_size, self.total, self.first = images, batch_size, total, first
-        self.seed, self.place = seed, place
+        self.seed, self.place, self.parts = seed, place, parts
 
     def indices(self, k: int) -> torch.Tensor:
         """(B,) int64: which images batch k of this rank holds."""
@@ -60,18 +61,22 @@ class BatchStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         k = self.first()
         while self.total is None or k < self.total:
-            i = self.indices(k)
-            batch: dict[str, Any] = {"image": self.images.pixels[i]}
-            if self.images.labels is not None:
-                batch["label"] = self.images.labels[i]
-            if self.images.segmentation is not None:
-                batch["mask"] = self.images.segmentation[i]
-            if self.images.ages is not None:
-                batch["age"], batch["index"] = self.images.ages[i], i
-            if self.images.texts is not None:
-                batch["text"] = [self.images.texts[j] for j in i.tolist()]
-            yield batch
+            for i in self.indices(k).chunk(self.parts):
+                yield self._batch(i)
             k += 1
+
+    def _batch(self, i: torch.Tensor) -> dict[str, Any]:
+        """The images of indices (B,) with all that is known of them."""
+        batch: dict[str, Any] = {"image": self.images.pixels[i]}
+        if self.images.labels is not None:
+            batch["label"] = self.images.labels[i]
+        if self.images.segmentation is not None:
+            batch["mask"] = self.images.segmentation[i]
+        if self.images.ages is not None:
+            batch["age"], batch["index"] = self.images.ages[i], i
+        if self.images.texts is not None:
+            batch["text"] = [self.images.texts[j] for j in i.tolist()]
+        return batch
 
 
 @lru_cache(maxsize=4)

@@ -64,7 +64,8 @@ class GenerativeModel(LightningModule):
         self.best: Best | None = None  # of the present phase; only with training.select best
         self.source: Path | None = None  # the file this model was loaded from
         self.seed = 0
-        self.step = 0  # batches seen; with (seed, rank) it determines all randomness of a step
+        self.step = 0  # steps done; with (seed, rank, part) it determines all randomness of a step
+        self.part = 0  # which part of its batch a step is at; its gradient is the mean over all parts
         self.elapsed = 0.0  # seconds trained, over all resumptions
         self.skipped = 0  # steps without a finite loss, over all resumptions
         self.skipped_in_a_row = 0
@@ -226,16 +227,17 @@ class GenerativeModel(LightningModule):
         self.power_ema = PowerEMA(self.net, lengths)
 
     def begin_step(self) -> None:
-        """Reseed from (seed, rank, step): what follows depends on nothing else."""
+        """Reseed from (seed, rank, step, part of the batch): what follows depends on nothing else."""
         torch.manual_seed(self.step_seed)
 
     @property
     def step_seed(self) -> int:
         """What begin_step seeds with: all noise of this step follows from it."""
-        return derive_seed("step", self.seed, self.global_rank, self.step)
+        more = (self.part,) if self.part else ()
+        return derive_seed("step", self.seed, self.global_rank, self.step, *more)
 
     def end_step(self) -> None:
-        """Count the batch and update the moving average; LossError at the tenth step in a row without a finite loss."""
+        """Count the step and update the moving average; LossError at the tenth step in a row without a finite loss."""
         self._count_skipped()
         self.step += 1
         if self.ema is not None:

@@ -22,7 +22,18 @@ from verisim.training.run_folder import KEEP, RunFolder
 from verisim.training.settings import TrainSettings
 
 
-class Steps(Callback):
+class StepCallback(Callback):
+    """Has `after_step`, which comes once per step of the optimiser, in however many parts its batch came."""
+
+    def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.after_step(trainer, model)
+
+    def after_step(self, trainer: Any, model: Any) -> None:
+        """What is to be done after a step."""
+
+
+class Steps(StepCallback):
     """Seeds each step, sets its learning rate, counts it, stops when the budget is spent. Comes first."""
 
     def __init__(self, settings: TrainSettings) -> None:
@@ -35,13 +46,14 @@ class Steps(Callback):
         self.last = self.clock()
 
     def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_idx: int) -> None:
+        model.part = batch_idx % trainer.accumulate_grad_batches
         model.begin_step()
         scale = model.lr_scale(model.step, self.total)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * scale
 
-    def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_step(self, trainer: Any, model: Any) -> None:
         model.end_step()
         now = self.clock()
         model.elapsed, self.last = model.elapsed + now - self.last, now
@@ -50,26 +62,26 @@ class Steps(Callback):
             trainer.should_stop = True
 
 
-class Pictures(Callback):
+class Pictures(StepCallback):
     """A grid of samples now and then, drawn with a generator of its own."""
 
     def __init__(self, run: RunFolder, minutes: float, count: int = 16) -> None:
         self.run, self.seconds, self.count = run, minutes * 60, count
         self.next = time.monotonic() + self.seconds
 
-    def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
+    def after_step(self, trainer: Any, model: Any) -> None:
         if self.seconds and time.monotonic() >= self.next and trainer.is_global_zero:
             draw_samples(model, self.run, self.count)
             self.next = time.monotonic() + self.seconds
 
 
-class Snapshots(Callback):
+class Snapshots(StepCallback):
     """Writes the power-function averages every `steps` steps, to choose a length from after training."""
 
     def __init__(self, run: RunFolder, steps: int) -> None:
         self.run, self.steps = run, steps
 
-    def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
+    def after_step(self, trainer: Any, model: Any) -> None:
         if trainer.is_global_zero and model.step % self.steps == 0:
             save_snapshot(self.run.averages, model.power_ema, model.step)
 
@@ -82,7 +94,7 @@ def draw_samples(model: Any, run: RunFolder, count: int = 16) -> None:
     save_mosaic(run.samples / f"step-{model.step:09d}.png", images)
 
 
-class Checkpoints(Callback):
+class Checkpoints(StepCallback):
     """Saves by time and by step, on SIGTERM and Ctrl-C, and at the end. Comes last."""
 
     def __init__(self, run: RunFolder, settings: TrainSettings) -> None:
@@ -100,7 +112,7 @@ class Checkpoints(Callback):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, note)
 
-    def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
+    def after_step(self, trainer: Any, model: Any) -> None:
         due = time.monotonic() >= self.next or (self.steps > 0 and model.step % self.steps == 0)
         stop = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
         if stop:
@@ -127,7 +139,7 @@ def signals_restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class Bar(Callback):
+class Bar(StepCallback):
     """Progress with time left, by steps or by time; a line now and then where there is no terminal."""
 
     def __init__(self, settings: TrainSettings, every: float = 30.0) -> None:
@@ -153,7 +165,7 @@ class Bar(Callback):
             self.task = self.bar.add_task("training", total=1.0)
             self.bar.start()
 
-    def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_step(self, trainer: Any, model: Any) -> None:
         now = time.monotonic()
         if not trainer.is_global_zero or now < self.next:
             return

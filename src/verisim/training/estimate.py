@@ -50,10 +50,11 @@ def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Esti
     found = measure(
         model,
         images.pixels[:1],
-        settings.batch_size,
+        settings.batch_size // settings.accumulate,
         classes=classes,
         texts=images.texts,
         precision=settings.precision,
         ema=settings.ema > 0,
     )
-    return Estimate(found.parameters, found.training_bytes, found.seconds, settings.max_steps or None)
+    seconds = None if found.seconds is None else found.seconds * settings.accumulate
+    return Estimate(found.parameters, found.training_bytes, seconds, settings.max_steps or None)

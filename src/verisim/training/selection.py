@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning import Callback
 
 from verisim.data.spec import Images
 from verisim.errors import VerisimError
 from verisim.metrics.judges import split_groups
 from verisim.models.base import GenerativeModel
 from verisim.seeding import derive_seed, generator
+from verisim.training.callbacks import StepCallback
 from verisim.training.settings import TrainSettings
 
 
@@ -84,13 +84,13 @@ def held_out_loss(model: GenerativeModel, images: Images, batch: int) -> tuple[f
         return total / len(images), model.phase
 
 
-class Selection(Callback):
+class Selection(StepCallback):
     """Looks at the held-out patients every training.select_steps steps. Comes after Steps, before Checkpoints."""
 
     def __init__(self, images: Images, settings: TrainSettings) -> None:
         self.images, self.steps, self.batch = images, settings.select_steps, settings.batch_size
 
-    def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
+    def after_step(self, trainer: Any, model: Any) -> None:
         if model.step % self.steps:
             return
         loss, phase = held_out_loss(model, self.images, self.batch)

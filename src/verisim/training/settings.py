@@ -14,6 +14,7 @@ class TrainSettings:
 
     Args:
         batch_size: images per step and device
+        accumulate: parts that a batch is cut into, one after the other in memory: the same step in less memory
         max_steps: batches in the whole run; 0 = until the time is over
         max_minutes: time budget of the whole run, over all resumptions; 0 = none
         clock: what max_minutes counts; cpu = processor time of this process, fair on a busy machine
@@ -26,6 +27,7 @@ class TrainSettings:
             --ema_length' makes an average of any length after training; 0 = none. Each is two networks large
         precision: bf16 halves memory and is faster on recent CPUs and GPUs
         clip: largest gradient norm; 0 = no clipping (GANs clip on their own)
+        compile: backend of torch.compile for networks that are called as a whole, e.g. inductor; empty = none
         channels_last: memory layout; helps some GPUs and, with few channels, CPUs; slows wide networks on CPUs
         seed: seed of weights, data order and noise
         checkpoint_minutes: time between checkpoints
@@ -39,6 +41,7 @@ class TrainSettings:
     """
 
     batch_size: int = 64
+    accumulate: int = 1
     max_steps: int = 0
     max_minutes: float = 0.0
     clock: Literal["wall", "cpu"] = "wall"
@@ -49,6 +52,7 @@ class TrainSettings:
     snapshot_steps: int = 0
     precision: Literal["float32", "bf16"] = "bf16"
     clip: float = 1.0
+    compile: str = ""
     channels_last: bool = False
     seed: int = 0
     checkpoint_minutes: float = 5.0
@@ -65,9 +69,14 @@ class TrainSettings:
             raise VerisimError(
                 "Nothing says when to stop: give --training.max_steps N or --training.max_minutes M."
             )
-        for name in ("batch_size", "log_every", "devices", "num_nodes", "select_steps"):
+        for name in ("batch_size", "accumulate", "log_every", "devices", "num_nodes", "select_steps"):
             if getattr(self, name) < 1:
                 raise VerisimError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.batch_size % self.accumulate:
+            raise VerisimError(
+                f"training.batch_size is {self.batch_size}, which cannot be cut into training.accumulate = "
+                f"{self.accumulate} equal parts. Take a multiple of it."
+            )
         if self.snapshot_steps < 0:
             raise VerisimError(
                 f"training.snapshot_steps is {self.snapshot_steps}; it must be 0 (none) or more."

@@ -35,6 +35,7 @@ from verisim.training.callbacks import (
     signals_restored,
 )
 from verisim.training.checkpoint import SafeCheckpointIO, load_state
+from verisim.training.compiling import compile_network, compiler_failed
 from verisim.training.run_folder import RunFolder
 from verisim.training.selection import Selection, check_selectable, hold_out, take_selected
 from verisim.training.settings import TrainSettings
@@ -84,6 +85,7 @@ def train(
         state = {} if checkpoint is None else load_state(checkpoint)
         model = _build(plan, images, settings, len(class_names), state)
         check_selectable(model, settings)
+        _check_accumulation(model, settings)
         if checkpoint is not None:
             _check_fits(model, state, checkpoint)
         else:
@@ -153,6 +155,8 @@ def _fit(
             return None
     if settings.channels_last:
         model.use_channels_last()
+    if settings.compile:
+        compile_network(model, settings.compile)
     guard_thin_convolutions(model)
     jsonl = JsonLines(run, model)
     jsonl.rewind(model.step)
@@ -175,6 +179,7 @@ def _fit(
         lambda: model.step,
         settings.seed,
         lambda: (trainer.global_rank, trainer.world_size),
+        settings.accumulate,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -189,6 +194,8 @@ def _fit(
             path = save_bad_batch(run, model, images, stream, e)
             raise LossError(f"{e} The last of these batches, with its seed, is in {path}.", e.loss) from e
         except RuntimeError as e:
+            if (failed := compiler_failed(e, settings.compile)) is not None:
+                raise failed from e
             if "mixed torch.Tensor and DTensor" not in str(e):
                 raise
             raise VerisimError(
@@ -211,6 +218,7 @@ def _trainer(
         num_nodes=settings.num_nodes,
         strategy=_strategy(settings, model),
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
+        accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=(settings.clip or None) if model.automatic_optimization else None,
         max_epochs=-1,  # the budget ends a run (callbacks.Steps), also one that was finished and goes on
         max_steps=-1,
@@ -239,6 +247,15 @@ def _strategy(settings: TrainSettings, model: GenerativeModel) -> str | Sharded:
 def _budget_spent(model: GenerativeModel, settings: TrainSettings) -> bool:
     by_steps = 0 < settings.max_steps <= model.step
     return by_steps or 0 < settings.max_minutes * 60 <= model.elapsed
+
+
+def _check_accumulation(model: GenerativeModel, settings: TrainSettings) -> None:
+    """VerisimError if the batches of a model are to come in parts that steps its optimisers by itself."""
+    if settings.accumulate > 1 and not model.automatic_optimization:
+        raise VerisimError(
+            f"training.accumulate does not work for a {type(model).__name__}, whose networks take steps by turns within "
+            f"a batch. Lower training.batch_size instead."
+        )
 
 
 def _check_fits(model: GenerativeModel, state: dict[str, Any], path: Any) -> None:
