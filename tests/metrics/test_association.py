@@ -24,7 +24,9 @@ def test_values_are_those_of_torch():
     """The plug-in values are numpy's and torch's, also far from zero."""
     x, e = torch.randn(2, 50, generator=rng(), dtype=torch.float64)
     y = 1000 + x + e
-    assert correlation(x, y, 50, rng()).value == pytest.approx(float(torch.corrcoef(torch.stack([x, y]))[0, 1]))
+    assert correlation(x, y, 50, rng()).value == pytest.approx(
+        float(torch.corrcoef(torch.stack([x, y]))[0, 1])
+    )
     design = torch.stack([torch.ones(50, dtype=torch.float64), x], 1)
     a, b = torch.linalg.lstsq(design, y[:, None]).solution.flatten().tolist()
     found = regression(x, y, 50, rng())

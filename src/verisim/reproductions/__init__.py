@@ -32,6 +32,7 @@ REPRODUCTIONS = {
     "004-sweeps": "verisim.reproductions.cxr_sweeps",
     "16-bench": "verisim.reproductions.volumes_bench",
     "17-few": "verisim.reproductions.few_steps",
+    "phantoms": "verisim.reproductions.phantom_rulers",
 }
 
 
