@@ -35,7 +35,7 @@ EFFECTS: dict[str, Callable[[int, int], Iterator[Finding]]] = {
     "16-Phantom": brain_effects,
 }
 SYSTEMS = tuple(CASES)
-SHOWN = 6  # images in a row of a figure
+SHOWN = 6  # images in a row of a figure; two, where each has four contrasts
 ROWS = ((BLUR, 0.0), (BLUR, 1.0), (BLUR, 4.0), (NOISE, 0.1), (NOISE, 0.4))  # of a figure; the first is clean
 
 
@@ -108,11 +108,12 @@ def _plain(x: Any) -> Any:
 
 
 def draw(path: Path, recipe: str) -> None:
-    """Six images of a phantom, clean, blurred and noisy; of five grades or findings one each, where there are classes."""
+    """Some images of a phantom, in rows: clean, blurred, noisy; one of each grade or finding that it has, then others."""
     p = made(recipe, 200, (64, 64))
     assert p.images.labels is not None
     first = [int((p.images.labels == k).nonzero()[0]) for k in p.images.labels.unique().tolist()]
-    chosen = (first + [k for k in range(SHOWN) if k not in first])[:SHOWN]
+    shown = SHOWN if p.images.spec.channels == 1 else 2
+    chosen = (first + [k for k in range(SHOWN) if k not in first])[:shown]
     images = replace(p.images, pixels=p.images.pixels[chosen], labels=None, patients=None)
     rows = [images.pixels if not level else degraded(images, kind, level).pixels for kind, level in ROWS]
-    save_mosaic(path, torch.cat(rows), SHOWN, scale=2)
+    save_mosaic(path, torch.cat(rows), shown, scale=2)
