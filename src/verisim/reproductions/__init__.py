@@ -34,6 +34,7 @@ REPRODUCTIONS = {
     "16-bench": "verisim.reproductions.volumes_bench",
     "16-masked": "verisim.reproductions.masked_transformer",
     "17-few": "verisim.reproductions.few_steps",
+    "phantoms": "verisim.reproductions.phantom_rulers",
 }
 
 
