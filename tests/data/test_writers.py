@@ -156,3 +156,20 @@ def test_real_files_have_no_provenance(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="carries no provenance"):
         read_provenance(tmp_path / "a.png")
+
+
+def test_parts_of_a_set_share_a_manifest(tmp_path):
+    """Two parts in either order give the files and manifest of the whole; another set is refused before it is written."""
+    images = Images(torch.linspace(-1, 1, 6 * 16).view(6, 1, 4, 4), ImageSpec((4, 4)), torch.arange(6) % 2)
+    write_samples(tmp_path / "whole", images, MADE_BY)
+    for part in ([1, 3, 5], [0, 2, 4], [0, 2, 4]):  # the last one again: a part may be repeated
+        write_samples(tmp_path / "parts", images.subset(torch.tensor(part)), MADE_BY, places=part, total=6)
+    names = sorted(p.name for p in (tmp_path / "whole").iterdir())
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted({*names, ".lock"})
+    for name in names:
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    before = (tmp_path / "parts" / "sample_0000.png").read_bytes()
+    other = {**MADE_BY, "seed": 99}
+    with pytest.raises(DataError, match=r"made in another way"):
+        write_samples(tmp_path / "parts", images.subset(torch.tensor([0])), other, places=[0], total=6)
+    assert (tmp_path / "parts" / "sample_0000.png").read_bytes() == before

@@ -8,10 +8,12 @@ from typing import Any, get_type_hints
 
 from verisim.cli.parser import Parser
 from verisim.cli.sampling import add_options, fill, preview_of
+from verisim.errors import VerisimError
 
 EXAMPLES = """\
   verisim sample runs/first -n 16 --out samples
   verisim sample runs/first -n 1000 --seed 1 --format npz
+  verisim sample runs/first -n 10000 --out samples --shard 2/4
   verisim sample runs/first -n 4 --inpaint image.png --mask mask.png
   verisim sample runs/first -n 8 --preview 0
   verisim sample runs/first -n 8 --class pneumonia --guidance 2 --steps 10
@@ -27,7 +29,7 @@ def main(argv: list[str]) -> int:
     from verisim.data.writers import write_samples
     from verisim.hub.weights import load_model
     from verisim.models import model_class
-    from verisim.tasks.generation import class_index, generate
+    from verisim.tasks.generation import class_index, generate, parse_shard
     from verisim.training.run_data import settings_of
 
     source = argv[0] if argv and not argv[0].startswith("-") else ""
@@ -47,6 +49,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--format", type=str, default="", choices=["", *SUFFIXES], help="default: png, nifti in 3D"
     )
+    parser.add_argument(
+        "--shard",
+        type=str,
+        default="",
+        help="draw part K of N, e.g. 2/4; all parts share a folder and a manifest",
+    )
     add_options(parser)
     options = model_class(card.model).Options if card else None
     if options:
@@ -61,11 +69,16 @@ def main(argv: list[str]) -> int:
     label = class_index(card, args.label) if args.label else None
     look, affine = preview_of(args, model), None
     facts: dict[str, Any] = {}
+    if args.shard and (args.inpaint or args.upscale):
+        raise VerisimError("--shard divides plain sampling; leave it out with --inpaint and --upscale.")
     if args.inpaint or args.mask:
         made, affine, facts = fill(args, model, card, label, look)
     else:
         texts = (args.text,) if args.text else ()
-        made = generate(model, card, args.count, seed=args.seed, label=label, texts=texts, callback=look)
+        rank, shards = parse_shard(args.shard)
+        made = generate(
+            model, card, args.count, seed=args.seed, label=label, texts=texts, callback=look, rank=rank, world_size=shards
+        )  # fmt: skip
     provenance = {
         "recipe": card.recipe,
         "model": card.model,
@@ -86,12 +99,11 @@ def main(argv: list[str]) -> int:
     contrasts = settings_of(args.source).contrast_names
     write_samples(
         out, made.images, provenance, suffix=suffix, class_names=card.class_names, affine=affine,
-        contrasts=contrasts,
+        contrasts=contrasts, places=made.places, total=args.count,
     )  # fmt: skip
-    save_mosaic(out / "overview.png", made.images.pixels[:64])
-    print(
-        f"{args.count} images in {out} ({made.per_second:.1f} per second); {out / 'overview.png'} shows them."
-    )
+    overview = out / f"overview{args.shard and '-' + args.shard.replace('/', '-of-')}.png"
+    save_mosaic(overview, made.images.pixels[:64])
+    print(f"{len(made.images)} images in {out} ({made.per_second:.1f} per second); {overview} shows them.")
     return 0
 
 

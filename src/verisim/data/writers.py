@@ -8,10 +8,12 @@ written whole or not at all.
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -191,36 +193,72 @@ def write_samples(
     affine: np.ndarray | None = None,  # (4, 4), the same for all
     contrasts: Sequence[str] = (),  # names of the channels, where each is to be a file of its own
     overwrite: bool = False,  # replace the samples of an earlier call
+    places: Sequence[int] = (),  # of the images in a set of `total`, of which other calls write other parts
+    total: int = 0,
 ) -> list[Path]:
     """Write all images, manifest.csv and provenance.json, so that load_images reads the folder again.
 
     The manifest has the columns image, label, synthetic, seed, index. Images of other than 1 or 3 channels, or with
     named contrasts, become one file per channel (except in .npz), whose column has the contrast's name or c0, c1, ...
+    Parts of a set may be written at the same time: each adds its rows to one manifest.
     """
     folder = Path(folder)
-    if (folder / "manifest.csv").exists() and not overwrite:
+    if (folder / "manifest.csv").exists() and not overwrite and not places:
         raise DataError(f"{folder}: holds a manifest.csv already. Choose another folder, or overwrite=True "
                         "(--overwrite).")  # fmt: skip
     suffix = suffix or (".png" if images.spec.spatial_dims == 2 else ".nii.gz")
     columns = _columns(images.spec.channels, contrasts, suffix)
+    header = [*columns, "label", "synthetic", "seed", "index"]
+    described = {**provenance, "synthetic": True, "images": total or len(images)}
+    if places:
+        _others(folder, header, described)  # refuses before anything is written
     spec = images.spec if len(columns) == 1 else replace(images.spec, channels=1)
-    digits = max(4, len(str(max(len(images) - 1, 0))))
+    numbers = list(places) or list(range(len(images)))
+    digits = max(4, len(str(max(total or len(images), 1) - 1)))
     place = DicomPlace()
     paths: list[Path] = []
     rows: list[list[str]] = []
-    for i in range(len(images)):
-        files = [f"sample_{i:0{digits}d}{ending}{suffix}" for ending, _ in columns.values()]
+    for i, number in enumerate(numbers):
+        files = [f"sample_{number:0{digits}d}{ending}{suffix}" for ending, _ in columns.values()]
         label = "" if images.labels is None else str(int(images.labels[i]))
         label = class_names[int(label)] if label and class_names else label
-        facts = {**provenance, "index": i, **({"label": label} if label else {})}
+        facts = {**provenance, "index": number, **({"label": label} if label else {})}
         for name, (_, part) in zip(files, columns.values()):
             write_image(folder / name, images.pixels[i, part], spec, facts, affine, bits=bits,
                         place=replace(place, number=len(paths) + 1))  # fmt: skip
             paths.append(folder / name)
-        rows.append([*files, label, "yes", str(provenance.get("seed", "")), str(i)])
-    text = json.dumps({**provenance, "synthetic": True, "images": len(images)}, indent=2, sort_keys=True)
-    atomic_write(folder / "provenance.json", text.encode())
-    table = io.StringIO()
-    csv.writer(table).writerows([[*columns, "label", "synthetic", "seed", "index"], *rows])
-    atomic_write(folder / "manifest.csv", table.getvalue().encode())
+        rows.append([*files, label, "yes", str(provenance.get("seed", "")), str(number)])
+    with _held(folder):
+        if places:
+            mine = {row[-1] for row in rows}
+            rows += [row for row in _others(folder, header, described) if row[-1] not in mine]
+            rows.sort(key=lambda row: int(row[-1]))
+        atomic_write(folder / "provenance.json", json.dumps(described, indent=2, sort_keys=True).encode())
+        table = io.StringIO()
+        csv.writer(table).writerows([header, *rows])
+        atomic_write(folder / "manifest.csv", table.getvalue().encode())
     return paths
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """One writer of the folder's manifest at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def _others(folder: Path, header: list[str], described: Mapping) -> list[list[str]]:
+    """Rows of the parts that are written already. DataError if they are of another set."""
+    if not (folder / "manifest.csv").exists():
+        return []
+    with open(folder / "manifest.csv", newline="") as f:
+        known, *rows = list(csv.reader(f))
+    if known != header or json.loads((folder / "provenance.json").read_text()) != json.loads(
+        json.dumps(described)
+    ):
+        raise DataError(
+            f"{folder}: holds samples that were made in another way (its provenance.json says how). Choose another folder."
+        )
+    return rows

@@ -30,6 +30,7 @@ class Generated:
 
     images: Images
     seconds: float
+    places: tuple[int, ...] = ()  # of the images in the whole set, where this is a shard of it
 
     @property
     def per_second(self) -> float:
@@ -58,7 +59,12 @@ def generate(
     """
     if n < 1:
         raise VerisimError(f"{n} images asked for; ask for at least 1.")
-    chunks = [k for k in range(math.ceil(n / CHUNK)) if k % world_size == rank]
+    all_chunks = math.ceil(n / CHUNK)
+    if world_size > all_chunks:
+        raise VerisimError(
+            f"{n} images come in {all_chunks} chunk(s) of {CHUNK}, too few for {world_size} shards. Ask for fewer shards."
+        )
+    chunks = [k for k in range(all_chunks) if k % world_size == rank]
     labels = _read_texts(model, n, texts) if texts else choose_labels(card, n, seed, label)
     pixels, kept = [], []
     draw: Callable[..., Tensor] = model.sample if callback is None else with_callback(model, callback)
@@ -75,9 +81,10 @@ def generate(
         pixels.append(drawn)
         if want is not None and not texts:
             kept.append(want)
-    said = tuple(texts) * (n if len(texts) == 1 else 1) if texts else None
+    places = tuple(i for k in chunks for i in range(k * CHUNK, min(n, (k + 1) * CHUNK)))
+    said = tuple(texts[0] if len(texts) == 1 else texts[i] for i in places) if texts else None
     shown = Images(torch.cat(pixels), card.spec, torch.cat(kept) if kept else None, texts=said)
-    return Generated(shown, time.perf_counter() - start)
+    return Generated(shown, time.perf_counter() - start, places if world_size > 1 else ())
 
 
 def with_callback(model: GenerativeModel, callback: Callback) -> Callable[..., Tensor]:
@@ -112,6 +119,16 @@ def choose_labels(card: ModelCard, n: int, seed: int, label: int | None) -> Tens
         return torch.full((n,), label)
     counts = torch.tensor(card.training.get("class_counts") or [1.0] * card.num_classes, dtype=torch.float64)
     return torch.multinomial(counts, n, replacement=True, generator=generator("labels", seed))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """'2/4' -> (1, 4): rank and number of shards; '' -> (0, 1). VerisimError for what is neither."""
+    parts = text.split("/") if text else ["1", "1"]
+    if len(parts) != 2 or not all(p.isdecimal() for p in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
+        raise VerisimError(
+            f"shard is '{text}'; write K/N with K from 1 to N, e.g. 2/4 for the second of four."
+        )
+    return int(parts[0]) - 1, int(parts[1])
 
 
 def class_index(card: ModelCard, name: str) -> int:
