@@ -181,7 +181,12 @@ def test_claims_of_masks_and_of_the_end(numbers):
     level = n["registration"]["2D"]["correlation"]["levels"]
     level["turn 90"] = copy.deepcopy(level["turn 10"])
     rows = n["masks"]["2D"]["-1024 to 3071 HU"]
-    for name, value in (("as they lie", 0.9), ("tilted 20", 0.8), ("tilted 20, registered", 0.89)):
+    for name, value in (
+        ("as they lie", 0.9),
+        ("tilted 20", 0.8),
+        ("tilted 20, registered", 0.89),
+        ("tilted 20, interpolated", 0.1),
+    ):
         rows[name] = {
             k: {"value": value, "low": value, "high": value, "each": [value]}
             for k in ("left", "right", "skull")

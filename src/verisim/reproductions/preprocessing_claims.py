@@ -97,7 +97,7 @@ def _interval(e: dict[str, float], digits: int) -> str:
 def _masks(where: str, rows: dict[str, Any]) -> list[Claim]:
     name = where.replace(" HU", "").replace(", ", "-").replace(" to ", "..")
     lie = rows["as they lie"]
-    tilts = [k for k in rows if k.startswith("tilted") and not k.endswith("registered")]
+    tilts = [k for k in rows if k.startswith("tilted") and "," not in k]
     halves = {k: min(r["left"]["value"], r["right"]["value"]) for k, r in rows.items()}
     mended = {t: halves["as they lie"] - halves[f"{t}, registered"] for t in tilts}
     lost = halves["as they lie"] - halves[tilts[-1]]
@@ -110,7 +110,8 @@ def _masks(where: str, rows: dict[str, Any]) -> list[Claim]:
         Claim(f"mended-{name}", f"{where}: registration to another head mends that to within {BACK:g}", "spec 002, A.6",
               all(v <= BACK for v in mended.values()),
               f"as they lie {halves['as they lie']:.3f}; "
-              + "; ".join(f"{t}, registered: {halves[f'{t}, registered']:.3f}" for t in tilts)),
+              + "; ".join(f"{t}, registered: {halves[f'{t}, registered']:.3f}, where interpolated "
+                          f"{halves[f'{t}, interpolated']:.3f}" for t in tilts)),
     ]  # fmt: skip
 
 

@@ -157,6 +157,7 @@ def _masks_shown(plan: Plan, heads: Heads, window: tuple[float, float]) -> dict[
         ]
         rows[f"tilted {tilt:g}"] = _dice_rows(heads, window, motions, still)
         rows[f"tilted {tilt:g}, registered"] = _dice_rows(heads, window, motions, found)
+        rows[f"tilted {tilt:g}, interpolated"] = _dice_rows(heads, window, motions, found, smooth=True)
     return rows
 
 
@@ -171,6 +172,7 @@ def _dice_rows(
     window: tuple[float, float],
     motions: Sequence[np.ndarray | None],  # of each head
     back: Sequence[np.ndarray | None],  # then the map that a registration found; None = not registered
+    smooth: bool = False,  # control: structures found in the interpolated scan
 ) -> dict[str, Any]:
     """Mean Dice per part."""
     values: dict[str, list[float]] = {name: [] for name in moved_heads.PARTS}
@@ -178,7 +180,7 @@ def _dice_rows(
         x = shown(heads.scan(k, motion, 2), window)
         truth = {name: heads.part(k, name, motion) for name in values}
         if matrix is not None:
-            x = carried(x, matrix, heads.size)[0]
+            x = carried(x, matrix, heads.size, nearest=not smooth)[0]
             truth = {
                 n: carried(t.float(), matrix, heads.size, background=0.0)[0] > 0.5 for n, t in truth.items()
             }
