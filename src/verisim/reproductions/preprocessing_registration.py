@@ -52,7 +52,7 @@ def methods() -> dict[str, Method]:
 def planted(plan: Plan, kind: str, amount: float, k: int) -> np.ndarray:
     """The motion of head k: a turn of `amount` degrees, or a shift of `amount` mm, about and along random axes."""
     turn, shift = (amount, BESIDE[1]) if kind == "turn" else (BESIDE[0], amount)
-    g = generator("planted-motion", kind, amount, k, len(plan.size))
+    g = generator("planted-motion", kind, str(amount), k, len(plan.size))
     dims = len(plan.size)
     axis, way = torch.randn(dims * (dims - 1) // 2, generator=g), torch.randn(dims, generator=g)
     mm = moved_heads.spacing(plan.size)
@@ -93,7 +93,7 @@ def _residuals(
     mm, size = (heads.mm,) * 3, (1,) * (3 - dims) + heads.size
     inside = (heads.scan(k)[0] > AIR).nonzero().double().numpy()  # (n, d)
     points = np.concatenate([np.zeros((len(inside), 3 - dims)), inside, np.ones((len(inside), 1))], 1)
-    row = {}
+    row: dict[str, float] = {}
     for when, rest in (("before", motion), ("after", motion @ found.matrix)):
         off = heads.mm * np.linalg.norm((points @ (rest.T - np.eye(4)))[:, :3], axis=1)
         degrees, shift = motion_of(rest, mm, size)
