@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from verisim.cli.main import main
+from verisim.data.align import carried
 from verisim.data.listing import Entry
 from verisim.data.nifti import write_nifti
 from verisim.data.register import Registered
@@ -113,8 +114,11 @@ def test_registration_is_undone_in_the_map(run, tmp_path, capsys, monkeypatch):
         assert reference.shape == image.shape and float(reference.std()) > 0.1
         return Registered(torch.roll(image, -2, 1), moved)
 
+    how = []
     monkeypatch.setattr("verisim.tasks.scanning.register_rigid", shifted)
+    monkeypatch.setattr("verisim.tasks.scanning.carried", lambda *a, **k: how.append(k) or carried(*a, **k))
     assert main(call) == 0
+    assert how == [{"nearest": True}]  # structures are found in pixels that keep their grey values
     values = torch.arange(8.0).view(1, 8, 1, 1).expand(1, 8, 3, 3)
     entry = Entry("none", folder)
     assert on_own_grid(values, None, entry, moved)[0][0, :, 1, 1].tolist() == pytest.approx(

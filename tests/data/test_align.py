@@ -87,6 +87,20 @@ def test_identity_and_motion():
     assert motion_of(matrix, (2.0, 1.0, 1.0), (20,) * 3) == pytest.approx((10.0, 5.0))
 
 
+def test_nearest_pixels_keep_their_values():
+    """Turned, an image of two values has no third one; linear interpolation makes some. On whole pixels both are the same."""
+    x = (brain((20, 20)) > -0.5).float()
+    there = motion((20, 20), (1.0, 1.0), (17.0,), (0.4, -0.3))
+    sharp, inside = carried(x, there, (20, 20), nearest=True, background=0.0)
+    smooth, _ = carried(x, there, (20, 20), background=0.0)
+    assert set(sharp.unique().tolist()) == {0.0, 1.0} and len(smooth.unique()) > 10
+    assert float((sharp - smooth).abs().max()) < 1 and not inside.all()
+    whole = motion((20, 20), (1.0, 1.0), (0.0,), (3.0, -2.0))
+    assert torch.allclose(
+        carried(x, whole, (20, 20), nearest=True)[0], carried(x, whole, (20, 20))[0], atol=1e-5
+    )
+
+
 def test_another_head_does_not_fit_as_well():
     """Control: after registration, another subject correlates less than the same one does."""
     there = motion((20, 20, 20), (1.0,) * 3, (5.0, 0.0, 5.0), (1.0, 1.0, 0.0))

@@ -146,6 +146,19 @@ def test_profile_command(tmp_path, capsys):
     assert main(["profile", "X-V-fxi"]) == 2
 
 
+@pytest.mark.parametrize("train_on", ["patch", "full", "half"])
+def test_trial_steps_of_segmenters_hold_what_training_steps_hold(train_on):
+    """The same kept, and the same at once but for the mask, which training is given: of a crop, not the whole volume."""
+    torch.manual_seed(0)
+    settings = {"channels": (4, 8), "patch": 8, "blocks": 1, "train_on": train_on}
+    model = build_model("diffusion_segmentation", settings, ImageSpec((16, 16, 16), 4))
+    x = torch.rand(1, 4, 16, 16, 16) * 2 - 1
+    trial = count_step(lambda: model.trial_loss(x, None), model.parameters())
+    model.zero_grad()  # else the second step finds its gradients allocated
+    real = count_step(lambda: model.mask_loss(x, (x[:, :1] > 0).float())[0].mean(), model.parameters())
+    assert trial.saved == real.saved and 0 <= real.peak - trial.peak <= x[:, :1].nbytes
+
+
 def test_patches_of_the_sources_network_need_an_eighth(tmp_path):
     """PatchDDM against FullRes at 256^3, counted without allocating: at most a seventh (spec 002, D)."""
     kept = {}

@@ -88,6 +88,7 @@ def carried(
     *,
     finer: int = 1,  # points per axis that a new pixel is the mean of; more where the new grid is coarser
     background: float = -1.0,  # where the old image does not reach
+    nearest: bool = False,  # the nearest pixel in place of linear interpolation: thin structures keep their grey value
 ) -> tuple[Tensor, Tensor]:
     """The image on another grid by linear interpolation, (C, *size) float32, and where it is known, (1, *size) bool."""
     dims = len(size)
@@ -95,7 +96,7 @@ def carried(
     axes = [(torch.arange(n * finer, dtype=torch.float64) + 0.5) / finer - 0.5 for n in size]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)  # (V, d)
     a, b = torch.from_numpy(matrix[first:3, first:3].copy()), torch.from_numpy(matrix[first:3, 3].copy())
-    values, seen = _look(pixels.float()[None], (points @ a.T + b).float()[None])
+    values, seen = _look(pixels.float()[None], (points @ a.T + b).float()[None], nearest)
     fine = tuple(n * finer for n in size)
     values = torch.where(seen[:, None], values, torch.tensor(background)).view(1, -1, *fine)
     pool = POOL[dims]
@@ -238,12 +239,13 @@ def _index_map(
     return turn, b + shift - turn @ a
 
 
-def _look(images: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (K, C, V) of images (K, C, *S) at pixels (K, V, d) by linear interpolation, and (K, V) whether inside."""
+def _look(images: Tensor, at: Tensor, nearest: bool = False) -> tuple[Tensor, Tensor]:
+    """Values (K, C, V) of images (K, C, *S) at pixels (K, V, d), linear or nearest, and (K, V) whether inside."""
     k, v, dims = at.shape
     size = torch.tensor(images.shape[2:], dtype=torch.float32)
     scaled = (2 * at / (size - 1).clamp(min=1) - 1).flip(-1)  # grid_sample: x first
     view = scaled.view(k, v, *[1] * (dims - 1), dims)
-    found = F.grid_sample(images, view, align_corners=True, padding_mode="border")
+    mode = "nearest" if nearest else "bilinear"
+    found = F.grid_sample(images, view, mode, align_corners=True, padding_mode="border")
     inside = ((at >= -0.5) & (at <= size - 0.5)).all(-1)
     return found.view(k, -1, v), inside

@@ -21,6 +21,7 @@ SHRINKING, LEAST_SIDE = (
     24,
 )  # factors from coarse to fine; those that leave fewer pixels a side are left out
 BINS, SAMPLES, ITERATIONS = 32, 20_000, 200  # of the histogram; pixels compared; steps at each level
+LEAST_SMOOTHING = 1.0  # pixels: without it, noise and the pixels' own grid hold the search where it begins
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,11 @@ def _optimised(itk: Any, fixed: Any, moving: Any, dims: int, seed: int) -> Any:
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentagePerLevel(shares, seed + 1)  # 0 would mean the clock
     method.SetInterpolator(itk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, ITERATIONS, gradientMagnitudeTolerance=1e-8)
+    step = float(max(fixed.GetSpacing()))  # the first step moves the rim by a pixel
+    method.SetOptimizerAsRegularStepGradientDescent(step, 1e-4, ITERATIONS, gradientMagnitudeTolerance=1e-8)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(factors)
-    method.SetSmoothingSigmasPerLevel([f / 2 if f > 1 else 0.0 for f in factors])
+    method.SetSmoothingSigmasPerLevel([max(f / 2, LEAST_SMOOTHING) for f in factors])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     method.SetInitialTransform(start, inPlace=False)
     return method.Execute(fixed, moving)

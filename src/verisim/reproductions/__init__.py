@@ -23,6 +23,8 @@ REPRODUCTIONS = {
     "000-C5a": "verisim.reproductions.chest_collections",
     "000-C5c": "verisim.reproductions.latent_chests",
     "001": "verisim.reproductions.knee_table",
+    "002-preprocessing": "verisim.reproductions.preprocessing_study",
+    "002-resources": "verisim.reproductions.resources_study",
     "002-growth": "verisim.reproductions.growth",
     "002-visits": "verisim.reproductions.two_visits",
     "002-coordinates": "verisim.reproductions.coordinate_networks",

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from verisim.data.align import carried
 from verisim.data.atomic import atomic_write
 from verisim.data.folder import Dataset, load_file
 from verisim.data.listing import Entry, scan
@@ -142,8 +143,10 @@ def search(
 def _search_one(s: Scanning, entry: Entry, known: Known) -> dict[str, str]:
     image, affine = load_file(entry, s.dataset, **s.reading)
     turn = np.eye(4)  # pixel of the searched image -> pixel of the scan as it was read
+    sharp = image  # what structures are found in: interpolation would leave thin bone too dark to be bone
     if s.reference is not None:
         lain = register_rigid(image, s.reference, s.dataset["train"].spec.spacing)
+        sharp, _ = carried(image, lain.matrix, tuple(lain.pixels.shape[1:]), nearest=True)
         image, turn = lain.pixels.clamp(-1, 1), lain.matrix
     found = s.detector.anomaly_map(image[None])
     score = scores(found)
@@ -156,7 +159,7 @@ def _search_one(s: Scanning, entry: Entry, known: Known) -> dict[str, str]:
         "map": f"{map_name(entry)}.map.nii.gz",
     }
     if s.parts:
-        for name, value in _part_scores(s, image, found, affine).items():
+        for name, value in _part_scores(s, sharp, found, affine).items():
             row[f"score_{name}"] = f"{float(value):.5f}"
             row[f"p_{name}"] = f"{float(known.parts[name].p_values(value)):.4f}"
     values, place = on_own_grid(found[0], affine, entry, turn)

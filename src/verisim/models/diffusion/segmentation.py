@@ -133,14 +133,17 @@ class DiffusionSegmenter(SegmentationModel):
 
     def trial_loss(self, x: Tensor, label: Tensor | None) -> Tensor:
         """The loss with bright pixels in place of masks; of a patch in the middle where patches are trained on."""
-        b, mask = self.condition(x), (x[:, :1] > 0).float()
+        return self._noise_loss(*self._trial_view(x)).mean()
+
+    def _trial_view(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What training_view gives, at no drawn place, so that memory can be counted unseen."""
+        mask = (x[:, :1] > 0).float()
         if self.train_on != "patch":
-            return self._noise_loss(*self.training_view(x, mask)).mean()
-        for axis, n in enumerate(
-            x.shape[2:], start=2
-        ):  # no drawn place, so that memory can be counted unseen
+            return self.training_view(x, mask)
+        b = self.condition(x)
+        for axis, n in enumerate(x.shape[2:], start=2):
             b, mask = (t.narrow(axis, (n - self.patch) // 2, self.patch) for t in (b, mask))
-        return self._noise_loss(b, mask).mean()
+        return b.contiguous(), mask.contiguous()  # copies, as crops are: a view would keep the whole volume
 
     def _noise_loss(self, b: Tensor, x0: Tensor) -> Tensor:
         """Mean squared error of the noise (B,), given the condition [b, CE] and masks of 0 and 1."""
