@@ -22,6 +22,7 @@ REPRODUCTIONS = {
     "000-C5": "verisim.reproductions.report_to_image",
     "000-C5a": "verisim.reproductions.chest_collections",
     "001": "verisim.reproductions.knee_table",
+    "001-inside": "verisim.reproductions.knee_inside",
     "002-growth": "verisim.reproductions.growth",
     "002-visits": "verisim.reproductions.two_visits",
     "002-coordinates": "verisim.reproductions.coordinate_networks",

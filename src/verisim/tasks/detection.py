@@ -32,6 +32,24 @@ def structure_scores(
     return found
 
 
+def pixel_scores(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """How well each map finds its own finding: "auroc" and "ap" (average precision), (B,) float64, over its pixels.
+
+    maps (B, 1, *S); masks (B, 1, *S) bool, with pixels of both kinds. Ties count half; chance is 0.5, and for "ap" the
+    finding's share of the pixels. VerisimError for an empty or full mask.
+    """
+    from scipy.stats import rankdata
+
+    values, truth = maps.double().flatten(1).cpu().numpy(), masks.flatten(1).cpu().numpy()
+    found, n = truth.sum(1), truth.shape[1]
+    if not ((found > 0) & (found < n)).all():
+        raise VerisimError("pixel_scores: every mask needs pixels within the finding and outside of it.")
+    above = (rankdata(values, axis=1) * truth).sum(1) - found * (found + 1) / 2  # pairs won (Mann-Whitney)
+    marked = rankdata(-values, "max", axis=1)  # pixels at or above each one
+    precision = [(rankdata(-v[t], "max") / m[t]).mean() for v, t, m in zip(values, truth, marked)]
+    return {"auroc": torch.from_numpy(above / (found * (n - found))), "ap": torch.tensor(precision).double()}
+
+
 def grouped_auroc(
     scores: Tensor,  # (n,) larger = more abnormal
     abnormal: Tensor,  # (n,) bool
