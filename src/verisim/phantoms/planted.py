@@ -34,7 +34,9 @@ def plant(
         )
     n, side = len(images), spec.size[0]
     centre = (torch.rand(n, 2, generator=generator("planted", seed)) - 0.5) * REACH  # (N, 2) from the middle
-    centre = (centre * side).floor().add(0.5) / side  # the middle of a pixel, so that every disc covers one at least
+    centre = (centre * side).floor().add(
+        0.5
+    ) / side  # the middle of a pixel, so that every disc covers one at least
     axis = (torch.arange(side) + 0.5) / side - 0.5
     down = axis[None, :, None] - centre[:, 0, None, None]  # (N, H, 1)
     along = axis[None, None, :] - centre[:, 1, None, None]  # (N, 1, W)

@@ -14,17 +14,20 @@ from typing import Any
 
 from rich.console import Console
 
+from verisim.data.folder import Dataset
 from verisim.data.spec import Images
 from verisim.errors import VerisimError
 from verisim.hub.weights import load_model
 from verisim.metrics.memo import Measured, Memo
 from verisim.phantoms.base import Phantom
 from verisim.reproductions.knee_inside_anomaly import Cases, anomaly_row, baselines, cases
-from verisim.reproductions.knee_inside_claims import claims
+from verisim.reproductions.knee_inside_claims import claims, ranking
 from verisim.reproductions.knee_inside_codes import code_row
 from verisim.reproductions.knee_inside_figures import write_figures
 from verisim.reproductions.knee_inside_latents import latent_row
 from verisim.reproductions.knee_inside_phantoms import LOOKS, PROBED, SEEDS, Looks, Reader, fresh
+from verisim.reproductions.knee_inside_selection import EVERY, selection_job, selection_row
+from verisim.reproductions.knee_inside_selection import NAME as SELECTION
 from verisim.reproductions.knee_table import SCALES, Scale, knee_data, knee_job, knee_jobs
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
@@ -36,7 +39,7 @@ from verisim.training.source import DataSettings, open_dataset
 
 TABLE = ("K-S1", "K-S2", "K-S3", "K-S4", "K-S5", "K-S6", "K-S7", "K-S8", "K-S9.1")
 SWEEP = "K-S9.2"
-SYSTEMS = (*TABLE, SWEEP)
+SYSTEMS = (*TABLE, SWEEP, SELECTION)
 BETAS = {"0.1": "-0.1", "0.3": "-0.3", "3": "", "10": "-10"}  # ending of the recipe's variant; beta 1 is K-S1
 
 
@@ -67,7 +70,7 @@ def run(options: Options) -> Iterator[Result]:
 
 def inside_jobs(out: Path, data: DataSettings, systems: tuple[str, ...], scale: Scale) -> list[Job]:
     """The runs of Table 6.1 that were asked for, and those of the sweep, as K-S9.2-BETA@SEED."""
-    wanted = knee_jobs(out, data, tuple(s for s in systems if s != SWEEP), scale)
+    wanted = knee_jobs(out, data, tuple(s for s in systems if s in TABLE), scale)
     if SWEEP in systems:
         for seed in range(scale.seeds):
             for beta, ending in BETAS.items():
@@ -79,8 +82,13 @@ def inside_jobs(out: Path, data: DataSettings, systems: tuple[str, ...], scale: 
 def _inside(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     data, looks = knee_data(options, scale), LOOKS[options.scale]
     wanted = inside_jobs(options.out, data, systems, scale)
-    train_all(wanted)
-    setting = _setting(open_dataset(data)["train"].quantise(), looks, scale.size)
+    curved = [
+        selection_job(options.out, data, scale, seed, EVERY[options.scale])
+        for seed in range(scale.seeds if SELECTION in systems else 0)
+    ]
+    train_all([*wanted, *curved])
+    dataset = open_dataset(data)
+    setting = _setting(dataset["train"].quantise(), looks, scale.size)
     memo, console = Memo(options.out / "measured"), Console(stderr=True)
     rows = {}
     for i, job in enumerate(wanted, start=1):
@@ -92,7 +100,12 @@ def _inside(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
         ]
         for name, d in baselines(setting.train).items()
     }
-    numbers = {"rows": rows, "baselines": plain, "legible": setting.reader.legible(setting.known)}
+    chosen = {
+        job.folder.name: _selected(job.folder, seed, dataset, looks, memo) for seed, job in enumerate(curved)
+    }
+    legible = setting.reader.legible(setting.known)
+    numbers = {"rows": rows, "baselines": plain, "legible": legible, "selection": chosen}
+    numbers["ranking"] = ranking(numbers)
     found = Result("001-inside", options.scale, claims(numbers), {str(scale.size): numbers}, _notes(scale, looks),
                    part=f"{scale.size}px")  # fmt: skip
     write_figures([j.folder for j in wanted], setting, numbers, options.results / "figures" / found.name)
@@ -125,6 +138,18 @@ def _looked_into(folder: Path, setting: Setting, memo: Memo) -> dict[str, Any]:
         return row, {}
 
     return memo.fetch(["inside", digest, setting.looks, SEEDS, setting.train], measure)[0]
+
+
+def _selected(folder: Path, seed: int, dataset: Dataset, looks: Looks, memo: Memo) -> dict[str, Any]:
+    """The curve of a run and what either rule would report of it, measured or remembered."""
+    test = dataset["test"]
+    digest = read_metadata(folder / "weights.safetensors")["sha256"]
+
+    def measure() -> Measured:
+        images = fresh("selection", looks.selection, test.spec.size[0]).images
+        return selection_row(folder, dataset, images, seed), {}
+
+    return memo.fetch(["selection", digest, looks, SEEDS, test], measure)[0]
 
 
 def _notes(scale: Scale, looks: Looks) -> list[str]:

@@ -14,7 +14,15 @@ from verisim.phantoms import knee
 from verisim.phantoms.base import Phantom
 from verisim.phantoms.knee_measure import measure
 
-SEEDS = {"probe": 101, "moved": 102, "calibration": 103, "normal": 104, "planted": 105, "reader": 106}
+SEEDS = {
+    "probe": 101,
+    "moved": 102,
+    "calibration": 103,
+    "normal": 104,
+    "planted": 105,
+    "reader": 106,
+    "selection": 107,
+}
 TRAINED = 0  # the seed that models are trained on, and none of the above
 PROBED = (
     "grade", "side", "joint_space", "asymmetry", "femur_width", "tilt", "shift_x", "bone_level", "sclerosis", "gain",
@@ -43,12 +51,13 @@ class Looks:
     calibration: int  # without a planted finding, to set thresholds
     normal: int  # others without, to test with
     planted: int  # in which findings are planted
+    selection: int  # that the curve of a run is drawn with
 
 
 LOOKS = {
-    "smoke": Looks(120, 8, 2, 40, 60, 12),
-    "small": Looks(800, 24, 6, 400, 600, 60),
-    "full": Looks(4000, 100, 10, 1000, 2000, 400),
+    "smoke": Looks(120, 8, 2, 40, 60, 12, 60),
+    "small": Looks(800, 24, 6, 400, 600, 60, 800),
+    "full": Looks(4000, 100, 10, 1000, 2000, 400, 4000),
 }
 
 
