@@ -368,6 +368,7 @@ CHOICE = ("selection", "K-E5@0", "optimism")
         ("probe-shuffled", (*VQ, "codes", "probes", "grade"), probe(0.5, 0.3, 0.2), False),
         ("active-large", ("rows", "K-S2@0", "latents", "active"), around(400), False),
         ("mig-shuffled", (*VAE, "latents", "mig", "shuffled"), 0.02, False),
+        ("mig-shuffled", (*VAE, "latents", "mig", "shuffled"), 0.011, None),
         ("beta-rate", ("rows", "K-S9.2-10@0", "rate_bits"), around(200), False),
         ("beta-rate", ("rows", "K-S9.2-10@0", "rate_bits"), around(140), None),
         ("beta-error", ("rows", "K-S9.2-10@0", "mse_1e-5"), around(50), False),

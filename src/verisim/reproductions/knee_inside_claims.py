@@ -183,7 +183,8 @@ def shuffled_factors(rows: Rows) -> Claim | None:
     name, e, control = min(each, key=lambda x: x[1].low - x[2])
     return Claim(
         "mig-shuffled", "Every model's mutual information gap is above that of shuffled factors", "control",
-        all(e.low > c for _, e, c in each), f"nearest: {as_text(name, e)}, shuffled {control:.4f}",
+        all_of(True if e.low > c else False if e.high < c else None for _, e, c in each),
+        f"nearest: {as_text(name, e)}, shuffled {control:.4f}",
     )  # fmt: skip
 
 
