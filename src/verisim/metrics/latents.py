@@ -116,8 +116,8 @@ def readout(
     told_by = _values if target.is_floating_point() else _classes
     told = told_by(x, y, fold_of)
     shuffled = rng.permutation(y)
-    parts = (y, told, shuffled, told_by(x, shuffled, fold_of))
-    return Readout(*(torch.from_numpy(p) for p in parts), index)
+    parts = [torch.from_numpy(p) for p in (y, told, shuffled, told_by(x, shuffled, fold_of))]
+    return Readout(parts[0], parts[1], parts[2], parts[3], index)
 
 
 def _folds(index: np.ndarray, rng: np.random.Generator) -> np.ndarray:

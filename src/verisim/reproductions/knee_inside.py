@@ -7,8 +7,9 @@ that is measured is measured on phantoms of other seeds, and each number stands 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from verisim.errors import VerisimError
 from verisim.hub.weights import load_model
 from verisim.metrics.memo import Measured, Memo
 from verisim.phantoms.base import Phantom
-from verisim.reproductions.knee_inside_anomaly import Cases, anomaly_row, baselines, cases
-from verisim.reproductions.knee_inside_claims import claims, ranking
+from verisim.reproductions.knee_inside_anomaly import BASELINES, Cases, anomaly_row, cases, ranked
+from verisim.reproductions.knee_inside_claims import claims
 from verisim.reproductions.knee_inside_codes import code_row
 from verisim.reproductions.knee_inside_figures import write_figures
 from verisim.reproductions.knee_inside_latents import latent_row
@@ -31,7 +32,7 @@ from verisim.reproductions.knee_inside_selection import NAME as SELECTION
 from verisim.reproductions.knee_table import SCALES, Scale, knee_data, knee_job, knee_jobs
 from verisim.reproductions.result import Options, Result
 from verisim.reproductions.runs import Job, train_all
-from verisim.roles import CodeSpace
+from verisim.roles import AnomalyDetector, CodeSpace
 from verisim.tasks.anomaly import ReconstructionDetector
 from verisim.tasks.autoencoding import reconstruction_scores
 from verisim.training.checkpoint import read_metadata
@@ -90,26 +91,29 @@ def _inside(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     dataset = open_dataset(data)
     setting = _setting(dataset["train"].quantise(), looks, scale.size)
     memo, console = Memo(options.out / "measured"), Console(stderr=True)
-    rows = {}
+    rows, found = {}, {}
     for i, job in enumerate(wanted, start=1):
-        console.print(f"001-inside: {i}/{len(wanted)} {job.folder.name}", markup=False, highlight=False)
-        rows[job.folder.name] = _looked_into(job.folder, setting, memo)
-    plain = {
-        name: memo.fetch(["inside baseline", name, looks, setting.train], lambda d=d: _baseline(d, setting))[
-            0
-        ]
-        for name, d in baselines(setting.train).items()
-    }
+        name = job.folder.name
+        console.print(f"001-inside: {i}/{len(wanted)} {name}", markup=False, highlight=False)
+        rows[name], found[name] = _looked_into(job.folder, setting, memo)
+    plain = {}
+    for name, make in BASELINES.items():
+        plain[name], found[name] = _watched(name, partial(make, setting.train), setting, memo)
     chosen = {
         job.folder.name: _selected(job.folder, seed, dataset, looks, memo) for seed, job in enumerate(curved)
     }
     legible = setting.reader.legible(setting.known)
-    numbers = {"rows": rows, "baselines": plain, "legible": legible, "selection": chosen}
-    numbers["ranking"] = ranking(numbers)
-    found = Result("001-inside", options.scale, claims(numbers), {str(scale.size): numbers}, _notes(scale, looks),
+    numbers = {
+        "rows": rows,
+        "baselines": plain,
+        "ranking": ranked(found),
+        "legible": legible,
+        "selection": chosen,
+    }
+    result = Result("001-inside", options.scale, claims(numbers), {str(scale.size): numbers}, _notes(scale, looks),
                    part=f"{scale.size}px")  # fmt: skip
-    write_figures([j.folder for j in wanted], setting, numbers, options.results / "figures" / found.name)
-    return found
+    write_figures([j.folder for j in wanted], setting, numbers, options.results / "figures" / result.name)
+    return result
 
 
 def _setting(train: Images, looks: Looks, size: int) -> Setting:
@@ -117,12 +121,8 @@ def _setting(train: Images, looks: Looks, size: int) -> Setting:
     return Setting(train, known, moved, Reader(size), cases(looks, size), looks)
 
 
-def _baseline(detector: Any, setting: Setting) -> Measured:
-    return anomaly_row(detector, setting.cases, setting.train), {}
-
-
-def _looked_into(folder: Path, setting: Setting, memo: Memo) -> dict[str, Any]:
-    """All numbers of one run, measured or remembered."""
+def _looked_into(folder: Path, setting: Setting, memo: Memo) -> Measured:
+    """All numbers of one run, and its anomaly scores, measured or remembered."""
     digest = read_metadata(folder / "weights.safetensors")["sha256"]
 
     def measure() -> Measured:
@@ -134,10 +134,22 @@ def _looked_into(folder: Path, setting: Setting, memo: Memo) -> dict[str, Any]:
             row["codes"] = code_row(model, known, moved, reader)
         else:
             row["latents"] = latent_row(model, setting.train, known, moved, reader, setting.looks.latents)
-        row["anomaly"] = anomaly_row(ReconstructionDetector(model), setting.cases, setting.train)
         return row, {}
 
-    return memo.fetch(["inside", digest, setting.looks, SEEDS, setting.train], measure)[0]
+    row = memo.fetch(["inside", digest, setting.looks, SEEDS, setting.train], measure)[0]
+    row["anomaly"], found = _watched(digest, partial(_reconstructing, folder), setting, memo)
+    return row, found
+
+
+def _watched(key: str, detector: Callable[[], AnomalyDetector], setting: Setting, memo: Memo) -> Measured:
+    """anomaly_row of a detector that is made only if it has to be measured."""
+    parts = ["anomaly", key, setting.looks, SEEDS, setting.train]
+    return memo.fetch(parts, lambda: anomaly_row(detector(), setting.cases, setting.train))
+
+
+def _reconstructing(folder: Path) -> AnomalyDetector:
+    model: Any = load_model(folder)[0]
+    return ReconstructionDetector(model)
 
 
 def _selected(folder: Path, seed: int, dataset: Dataset, looks: Looks, memo: Memo) -> dict[str, Any]:

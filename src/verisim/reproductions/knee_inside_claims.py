@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from verisim.metrics.bootstrap import Estimate, rank_with_ties, tie
+from verisim.metrics.bootstrap import Estimate, tie
 from verisim.reproductions.knee_claims import as_text, mean_over_seeds
-from verisim.reproductions.knee_inside_anomaly import CONTRASTS, KINDS, RADII, SHUFFLED
+from verisim.reproductions.knee_inside_anomaly import CONTRASTS, KINDS, RADII, SHUFFLED, lead
 from verisim.reproductions.result import Claim
 from verisim.tasks.code_swap import VISIBLE
 
@@ -41,7 +41,7 @@ def claims(numbers: Numbers) -> list[Claim]:
         shuffled_labels(numbers),
         models(numbers),
         larger(numbers),
-        fewer(rows),
+        fewer(numbers),
     ]
     found += selection(numbers.get("selection", {}))
     return [c for c in found if c is not None]
@@ -333,31 +333,38 @@ def shuffled_labels(numbers: Numbers) -> Claim:
     )  # fmt: skip
 
 
-def ranking(numbers: Numbers) -> list[dict]:
-    """Systems and baselines by AUROC over all discs, best first, with ties."""
-    rows = numbers["rows"]
-    found = {s: e for s in systems_of(rows) if (e := of(rows, s, "anomaly", "image", "all")) is not None}
-    found |= {n: Estimate.from_dict(r["image"]["all"]) for n, r in numbers["baselines"].items()}
-    return rank_with_ties(found, lambda v: -v)
+def first(numbers: Numbers, model: bool) -> str | None:
+    """The best model, or the best of what needs none."""
+    names = (r["name"] for r in numbers["ranking"])
+    return next((n for n in names if (n not in numbers["baselines"]) is model), None)
+
+
+def ahead(numbers: Numbers, a: str, b: str) -> tuple[bool | None, str]:
+    """Does a find more than b? None where its lead, on the same phantoms, covers 0; and the numbers in words."""
+    of_name = {r["name"]: Estimate.from_dict(r) for r in numbers["ranking"]}
+    e = lead(numbers["ranking"], a, b)
+    words = f"AUROC: {as_text(a, of_name[a])}, {as_text(b, of_name[b])}; {as_text('difference', e)}"
+    return (True if e.low > 0 else False if e.high < 0 else None), words
 
 
 def models(numbers: Numbers) -> Claim | None:
     """The best model against the best of what needs none."""
-    ranked = ranking(numbers)
-    plain = [r for r in ranked if r["name"] in numbers["baselines"]]
-    ours = [r for r in ranked if r["name"] not in numbers["baselines"]]
-    if not plain or not ours:
+    ours, plain = first(numbers, True), first(numbers, False)
+    if ours is None or plain is None:
         return None
-    a, b = Estimate.from_dict(ours[0]), Estimate.from_dict(plain[0])
+    holds, words = ahead(numbers, ours, plain)
     return Claim(
-        "anomaly-models", "The best autoencoder finds discs better than the mean image and than brightness alone",
-        "source 001, section 3.2", above(a, b), f"AUROC: {as_text(ours[0]['name'], a)}, {as_text(plain[0]['name'], b)}",
-    )  # fmt: skip
+        "anomaly-models",
+        "The best autoencoder finds discs better than the mean image and than brightness alone",
+        "source 001, section 3.2",
+        holds,
+        words,
+    )
 
 
 def larger(numbers: Numbers) -> Claim | None:
     """Smallest and weakest disc against largest and strongest, by the best model."""
-    best = next((r["name"] for r in ranking(numbers) if r["name"] not in numbers["baselines"]), None)
+    best = first(numbers, True)
     if best is None:
         return None
     ends = [(RADII[i], CONTRASTS[i]) for i in (0, -1)]
@@ -375,19 +382,17 @@ def larger(numbers: Numbers) -> Claim | None:
     )  # fmt: skip
 
 
-def fewer(rows: Rows) -> Claim | None:
-    get: Callable[[str], Estimate | None] = lambda s: of(rows, s, "anomaly", "image", "all")  # noqa: E731
-    a, b = get(VAE), get(CODES)
-    errors = [of(rows, s, "mse_1e-5") for s in (VAE, CODES)]
-    if a is None or b is None or None in errors:
+def fewer(numbers: Numbers) -> Claim | None:
+    errors = {s: e for s in (VAE, CODES) if (e := of(numbers["rows"], s, "mse_1e-5")) is not None}
+    if len(errors) < 2:
         return None
-    shown = ", ".join(as_text(s, e) for s, e in zip((VAE, CODES), errors) if e is not None)
+    holds, words = ahead(numbers, VAE, CODES)
     return Claim(
         "anomaly-fewer",
         "The VAE of few latents finds more than the VQ-VAE that reconstructs better",
         "this project's question",
-        above(a, b),
-        f"AUROC: {as_text(VAE, a)}, {as_text(CODES, b)}; MSE x 1e5: {shown}",
+        holds,
+        f"{words}; MSE x 1e5: " + ", ".join(as_text(s, e) for s, e in errors.items()),
     )
 
 

@@ -24,6 +24,7 @@ def code_row(model: CodeSpace, known: Phantom, moved: Phantom, reader: Reader) -
     """Everything about one model's codes."""
     images = known.images.pixels
     use = code_use(model, images)
+    renamed: Any = Relabelled(model)
     return {
         "codes": model.codes,
         "grid": list(model.grid),
@@ -34,7 +35,7 @@ def code_row(model: CodeSpace, known: Phantom, moved: Phantom, reader: Reader) -
             "most": float(use.by_position.max()),
         },
         "probes": probes(code_features(model, images), known),
-        "relabelled": probes(code_features(Relabelled(model), images), known),
+        "relabelled": probes(code_features(renamed, images), known),
         "swaps": swaps(model, moved, reader),
     }
 

@@ -14,11 +14,11 @@ from verisim.reports.anomaly import side_by_side_png
 from verisim.reports.exploration import swap_png, traversal_png, usage_png
 from verisim.reports.figures import dots_png
 from verisim.reports.rate_distortion import rate_distortion_png
-from verisim.reproductions.knee_inside_anomaly import baselines
-from verisim.reproductions.knee_inside_claims import betas, of, ranking
+from verisim.reproductions.knee_inside_anomaly import mean_residual
+from verisim.reproductions.knee_inside_claims import betas, of
 from verisim.reproductions.knee_inside_codes import band
 from verisim.reproductions.knee_inside_latents import FRAMES, SPAN, chosen
-from verisim.roles import CodeSpace
+from verisim.roles import AnomalyDetector, CodeSpace
 from verisim.tasks.anomaly import ReconstructionDetector
 from verisim.tasks.code_probe import code_use
 from verisim.tasks.code_swap import swap_codes
@@ -46,7 +46,7 @@ def write_figures(runs: Sequence[Path], setting: Setting, numbers: Mapping[str, 
             r["high"],
             "control" if r["name"] in numbers["baselines"] else "system",
         )
-        for r in ranking(numbers)
+        for r in numbers["ranking"]
     ]
     atomic_write(folder / "anomaly.dots.png", dots_png(rows, "AUROC over all planted discs"))
     _sweep(numbers, folder)
@@ -75,8 +75,11 @@ def _maps(runs: Mapping[str, Path], setting: Setting, folder: Path) -> None:
             images.append(planted.pixels[i, 0])
             names.append(cell.name)
     x = torch.stack(images)
-    found = {name: ReconstructionDetector(load_model(run)[0]) for name, run in runs.items()}  # type: ignore[arg-type]
-    found["mean image"] = baselines(setting.train)["mean image"]  # type: ignore[assignment]
+    found: dict[str, AnomalyDetector] = {}
+    for name, run in runs.items():
+        model: Any = load_model(run)[0]
+        found[name] = ReconstructionDetector(model)
+    found["mean image"] = mean_residual(setting.train)
     maps = {name: d.anomaly_map(x[:, None])[:, 0].cpu() for name, d in found.items()}
     atomic_write(folder / "anomaly.maps.png", side_by_side_png(x, maps, names))
 

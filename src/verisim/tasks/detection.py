@@ -60,6 +60,21 @@ def grouped_auroc(
     draws: int = 1000,
 ) -> Estimate:
     """AUROC with a bootstrap interval over groups. VerisimError unless both kinds occur."""
+    return from_draws(*auroc_draws(scores, abnormal, groups, seed=seed, draws=draws))
+
+
+def auroc_draws(
+    scores: Tensor,
+    abnormal: Tensor,
+    groups: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    draws: int = 1000,
+) -> tuple[float, Tensor]:
+    """The AUROC and its bootstrap draws (B,): the same seed and groups give the same resamples to every detector.
+
+    A resample without decisions of both kinds is left out. VerisimError unless both kinds occur.
+    """
     abnormal = abnormal.bool()
     if not abnormal.any() or abnormal.all():
         raise VerisimError("AUROC needs decisions of both kinds: normal and abnormal ones.")
@@ -67,8 +82,7 @@ def grouped_auroc(
     w = resample_weights(len(scores), draws, torch.Generator().manual_seed(seed), groups)
     a, b = w[:, abnormal], w[:, ~abnormal]
     pairs = a.sum(1) * b.sum(1)
-    spread = ((a @ wins) * b).sum(1)[pairs > 0] / pairs[pairs > 0]
-    return from_draws(float(wins.mean()), spread)
+    return float(wins.mean()), ((a @ wins) * b).sum(1)[pairs > 0] / pairs[pairs > 0]
 
 
 def by_kind(
