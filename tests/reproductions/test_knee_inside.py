@@ -13,6 +13,7 @@ from verisim.data.spec import Images, ImageSpec
 from verisim.errors import VerisimError
 from verisim.metrics.bootstrap import Estimate
 from verisim.phantoms.base import Phantom
+from verisim.recipes import load_recipe
 from verisim.reproductions import reproduction
 from verisim.reproductions.knee_inside import TABLE, inside_jobs
 from verisim.reproductions.knee_inside_anomaly import CELLS, LEVELS, SHUFFLED, flagged, lead, ranked, told
@@ -98,6 +99,11 @@ def test_runs_are_those_of_the_table(tmp_path):
     assert set(more) == {f"K-S9.2-{b}@0" for b in ("0.1", "0.3", "3", "10")}
     as_vae = replace(table[0], recipe="K-S9.2", folder=table[0].folder.with_name("K-S9.2-3@0"))
     assert more["K-S9.2-3@0"] == as_vae and more["K-S9.2-10@0"].variant == "small-10"
+    vae = load_recipe("K-S1").settings("small")
+    for name, job in more.items():
+        beta = float(name.split("-")[-1].removesuffix("@0"))
+        swept = load_recipe(job.recipe).settings(job.variant)
+        assert swept["model"] == {**vae["model"], "beta": beta} and swept["data"] == vae["data"]
 
 
 def test_unknown_system(tmp_path):
