@@ -15,9 +15,10 @@ from verisim.reports.exploration import swap_png, traversal_png, usage_png
 from verisim.reports.figures import dots_png
 from verisim.reports.rate_distortion import rate_distortion_png
 from verisim.reproductions.knee_inside_anomaly import mean_residual
-from verisim.reproductions.knee_inside_claims import betas, of
+from verisim.reproductions.knee_inside_claims import betas
 from verisim.reproductions.knee_inside_codes import band
 from verisim.reproductions.knee_inside_latents import FRAMES, SPAN, chosen
+from verisim.reproductions.knee_inside_reading import of
 from verisim.roles import AnomalyDetector, CodeSpace
 from verisim.tasks.anomaly import ReconstructionDetector
 from verisim.tasks.code_probe import code_use
