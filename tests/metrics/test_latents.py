@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from verisim.errors import VerisimError
-from verisim.metrics.latents import active_units, mutual_information_gap, probe
+from verisim.metrics.latents import active_units, mutual_information_gap, probe, readout
 
 
 def normal(n, d, seed=0):
@@ -83,3 +83,30 @@ def test_active_units():
     z = normal(1000, 2)
     z[:, 1] *= 0.05
     assert active_units(z).tolist() == [True, False]
+
+
+def test_readout_intervals():
+    """The value is the probe's; its interval holds it, narrows with more images, and the control's holds chance."""
+    z = normal(400, 6)
+    target = z[:, 1] + normal(400, 1, seed=2)[:, 0]
+    plain, found = probe(z, target), readout(z, target)
+    e = found.estimates(draws=300)
+    assert e["value"].value == plain["value"] == pytest.approx(0.5, abs=0.1)
+    assert e["value"].low < e["value"].value < e["value"].high and e["control"].low < 0 < 0.05
+    few = readout(z[:100], target[:100]).estimates(draws=300)["value"]
+    assert few.se > 1.4 * e["value"].se
+    twice = readout(z.repeat(2, 1), target.repeat(2), [str(i) for i in range(400)] * 2).estimates(draws=300)
+    assert twice["value"].se == pytest.approx(
+        e["value"].se, rel=0.2
+    )  # a patient's second image says nothing new
+
+
+def test_scores_under_weights_are_those_of_repeated_images():
+    """R2 and balanced accuracy of images drawn twice and never equal those of the list that this makes."""
+    for target in (normal(60, 1)[:, 0], torch.arange(60) % 3):
+        found = readout(normal(60, 4, seed=3) + target[:, None], target)
+        w = torch.zeros(1, 60, dtype=torch.float64)
+        w[0, :40] = 2
+        index = torch.arange(40).repeat(2)
+        whole = found.scores(found.truth[index], found.told[index])
+        assert float(found.scores(found.truth, found.told, w)[0]) == pytest.approx(float(whole))

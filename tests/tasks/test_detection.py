@@ -8,7 +8,7 @@ from verisim.data.align import carried
 from verisim.errors import VerisimError
 from verisim.phantoms import head_ct, moved_heads
 from verisim.roles import AnomalyDetector
-from verisim.tasks.detection import by_kind, grouped_auroc, reader_table, structure_scores
+from verisim.tasks.detection import by_kind, grouped_auroc, pixel_scores, reader_table, structure_scores
 from verisim.tasks.head_parts import bone_level, head_parts, left_is_right
 from verisim.tasks.intensity_threshold import IntensityThreshold, opened
 
@@ -143,3 +143,25 @@ def test_threshold_finds_bright_blood_and_not_what_is_as_bright_as_brain(heads):
     assert float(((found["left"] > found["right"]) == (side > 0))[bleeds].double().mean()) > 0.9
     mask = detector.segment(heads.images.pixels, 3.0)
     assert torch.equal(mask, maps >= 3.0)
+
+
+def test_pixel_scores_are_those_of_the_definition():
+    """A perfect map, its opposite, a constant one; and with ties what scikit-learn has."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    masks = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    masks[:, 0, 1, 1:3] = True
+    maps = torch.stack([masks[0].double(), -masks[0].double(), torch.zeros(1, 4, 4).double()])
+    found = pixel_scores(maps, masks)
+    assert found["auroc"].tolist() == [1.0, 0.0, 0.5]
+    assert found["ap"].tolist() == pytest.approx([1.0, 2 / 16, 2 / 16])
+    rng = torch.Generator().manual_seed(0)
+    coarse = (torch.rand(4, 1, 6, 6, generator=rng) * 5).round()
+    some = torch.rand(4, 1, 6, 6, generator=rng) > 0.7
+    found = pixel_scores(coarse, some)
+    for i in range(4):
+        truth, value = some[i].flatten().numpy(), coarse[i].flatten().numpy()
+        assert float(found["auroc"][i]) == pytest.approx(roc_auc_score(truth, value))
+        assert float(found["ap"][i]) == pytest.approx(average_precision_score(truth, value))
+    with pytest.raises(VerisimError, match="every mask needs pixels within the finding and outside of it"):
+        pixel_scores(maps, torch.zeros_like(masks))

@@ -6,13 +6,14 @@ Numbers about codes and what is known of the images behind them; no model is nee
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from verisim.errors import VerisimError
-from verisim.metrics.bootstrap import group_index
+from verisim.metrics.bootstrap import Estimate, from_draws, group_index, resample_weights
 
 ACTIVE = 0.01  # variance of the posterior means above which a latent is in use (Burda 2016, section 5.2)
 FOLDS = 5
@@ -36,6 +37,66 @@ def probe(
     regression; chance is 0 or below. {"measure", "value", "control", "chance"}. Raises VerisimError for fewer
     than 20 images, a constant target, or a class in fewer than 2 groups.
     """
+    found = readout(codes, target, groups, seed)
+    return {
+        "measure": found.measure,
+        "value": float(found.scores(found.truth, found.told)),
+        "control": float(found.scores(found.shuffled, found.told_shuffled)),
+        "chance": found.chance,
+    }
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What linear readouts said of codes that they were not fitted to; all (N,) float64 or int64."""
+
+    truth: Tensor
+    told: Tensor
+    shuffled: Tensor  # the same targets in random order
+    told_shuffled: Tensor  # and what readouts fitted to those said
+    group: Tensor  # patient of each image
+
+    @property
+    def classes(self) -> bool:
+        return not self.truth.is_floating_point()
+
+    @property
+    def measure(self) -> str:
+        return "balanced accuracy" if self.classes else "R2"
+
+    @property
+    def chance(self) -> float:
+        return 1 / len(self.truth.unique()) if self.classes else 0.0
+
+    def scores(self, truth: Tensor, told: Tensor, weights: Tensor | None = None) -> Tensor:
+        """(B,) balanced accuracy or R^2 under weights (B, N) of the images; None = once, all alike, ()."""
+        w = torch.ones(1, len(truth), dtype=torch.float64) if weights is None else weights
+        if self.classes:
+            mine = (truth[:, None] == truth.unique()).double()  # (N, K)
+            drawn = w @ mine  # (B, K); a class that is not drawn has no share
+            right = (w @ (mine * (truth == told).double()[:, None])) / drawn
+            found = right.nanmean(1)
+        else:
+            mean = (w @ truth) / w.sum(1)
+            spread = (w @ truth.square()) / w.sum(1) - mean.square()
+            found = 1 - (w @ (truth - told).square()) / w.sum(1) / spread
+        return found[0] if weights is None else found
+
+    def estimates(self, draws: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+        """ "value" and "control" with bootstrap intervals over patients, of the readouts as they were fitted."""
+        rng = torch.Generator().manual_seed(seed)
+        w = resample_weights(len(self.truth), draws, rng, [str(int(g)) for g in self.group])
+        pairs = {"value": (self.truth, self.told), "control": (self.shuffled, self.told_shuffled)}
+        return {k: from_draws(float(self.scores(*p)), self.scores(*p, w)) for k, p in pairs.items()}
+
+
+def readout(
+    codes: Tensor,  # (N, d)
+    target: Tensor,  # (N,) int64 classes, or floating point values
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Readout:
+    """What `probe` measures, image by image. Raises as `probe` does."""
     n = len(codes)
     if n < LEAST or len(target) != n:
         raise VerisimError(
@@ -47,18 +108,16 @@ def probe(
         raise VerisimError(
             f"Probe: the target is {float(target[0]):g} for all images, so nothing can be read."
         )
-    index = group_index(n, groups).numpy()
-    x, y = codes.double().cpu().numpy(), target.cpu().numpy()
+    index = group_index(n, groups)
+    values = target.double() if target.is_floating_point() else target
+    x, y = codes.double().cpu().numpy(), values.cpu().numpy()
     rng = np.random.default_rng(seed)
-    fold_of = _folds(index, rng)
-    kind = _classes if not target.is_floating_point() else _values
-    chance = 1 / len(np.unique(y)) if not target.is_floating_point() else 0.0
-    return {
-        "measure": "balanced accuracy" if not target.is_floating_point() else "R2",
-        "value": kind(x, y, fold_of),
-        "control": kind(x, rng.permutation(y), fold_of),
-        "chance": chance,
-    }
+    fold_of = _folds(index.numpy(), rng)
+    told_by = _values if target.is_floating_point() else _classes
+    told = told_by(x, y, fold_of)
+    shuffled = rng.permutation(y)
+    parts = [torch.from_numpy(p) for p in (y, told, shuffled, told_by(x, shuffled, fold_of))]
+    return Readout(parts[0], parts[1], parts[2], parts[3], index)
 
 
 def _folds(index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -71,9 +130,9 @@ def _folds(index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return fold[index]
 
 
-def _classes(x: np.ndarray, y: np.ndarray, fold_of: np.ndarray) -> float:
+def _classes(x: np.ndarray, y: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
+    """(N,) class of each image as a logistic regression on the other folds has it."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import recall_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -88,10 +147,11 @@ def _classes(x: np.ndarray, y: np.ndarray, fold_of: np.ndarray) -> float:
             StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=500)
         )
         told[held] = model.fit(x[~held], y[~held]).predict(x[held])
-    return float(recall_score(y, told, average="macro", zero_division=0.0))
+    return told
 
 
-def _values(x: np.ndarray, y: np.ndarray, fold_of: np.ndarray) -> float:
+def _values(x: np.ndarray, y: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
+    """(N,) value of each image as a ridge regression on the other folds has it."""
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -101,7 +161,7 @@ def _values(x: np.ndarray, y: np.ndarray, fold_of: np.ndarray) -> float:
         held = fold_of == fold
         model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 7)))
         told[held] = model.fit(x[~held], y[~held]).predict(x[held])
-    return float(1 - ((y - told) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+    return told
 
 
 def mutual_information_gap(

@@ -25,6 +25,7 @@ REPRODUCTIONS = {
     "001": "verisim.reproductions.knee_table",
     "002-preprocessing": "verisim.reproductions.preprocessing_study",
     "002-resources": "verisim.reproductions.resources_study",
+    "001-inside": "verisim.reproductions.knee_inside",
     "002-growth": "verisim.reproductions.growth",
     "002-visits": "verisim.reproductions.two_visits",
     "002-coordinates": "verisim.reproductions.coordinate_networks",

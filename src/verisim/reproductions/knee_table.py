@@ -88,10 +88,9 @@ def run(options: Options) -> Iterator[Result]:
 
 
 def _table(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
-    label = "kl_grade" if options.data else "label"
-    data = DataSettings(options.data, "knee", scale.phantoms, scale.size, label=label)
+    data = knee_data(options, scale)
     dataset = open_dataset(data)
-    wanted = _jobs(options.out, data, systems, scale)
+    wanted = knee_jobs(options.out, data, systems, scale)
     train_all(wanted)
     memo = Memo(options.out / "measured")
     contestants = _contestants(wanted, dataset, scale, options.out / "samples" / str(scale.size))
@@ -136,29 +135,48 @@ def _parameters(folder: Path) -> int:
     return read_card(folder / "weights.safetensors").training["parameters"]
 
 
-def _jobs(out: Path, data: DataSettings, systems: tuple[str, ...], scale: Scale) -> list[Job]:
-    wanted = []
-    for seed in range(scale.seeds):
-        for system in systems:
-            overrides: dict[str, str | int | float] = {
-                "data.folder": data.folder,
-                "data.count": data.count,
-                "data.size": data.size,
-                "data.label": "" if system in UNCONDITIONAL else data.label,
-                "training.seed": seed,
-                "training.sample_minutes": 0,
-            }
-            if scale.minutes:
-                overrides |= {"training.max_minutes": scale.minutes, "training.clock": "cpu"}
-                overrides |= _stages(system, scale)
-            folder = out / "runs" / str(data.size) / f"{system}@{seed}"
-            wanted.append(Job(system, scale.variant, folder, overrides))
-    return wanted
+def knee_data(options: Options, scale: Scale) -> DataSettings:
+    """The images that all runs of this scale learn from."""
+    label = "kl_grade" if options.data else "label"
+    return DataSettings(options.data, "knee", scale.phantoms, scale.size, label=label)
 
 
-def _stages(system: str, scale: Scale) -> dict[str, str | int | float]:
+def knee_jobs(out: Path, data: DataSettings, systems: tuple[str, ...], scale: Scale) -> list[Job]:
+    """A run per seed and system, in OUT/runs/SIZE/SYSTEM@SEED, whichever reproduction asks for it."""
+    return [
+        knee_job(out, data, system, scale.variant, system, seed, scale)
+        for seed in range(scale.seeds)
+        for system in systems
+    ]
+
+
+def knee_job(
+    out: Path,
+    data: DataSettings,
+    system: str,
+    variant: str,
+    name: str,  # of its folder, before @SEED
+    seed: int,
+    scale: Scale,
+) -> Job:
+    """One run: the recipe's variant with the data and the budget that all runs share."""
+    overrides: dict[str, str | int | float] = {
+        "data.folder": data.folder,
+        "data.count": data.count,
+        "data.size": data.size,
+        "data.label": "" if system in UNCONDITIONAL else data.label,
+        "training.seed": seed,
+        "training.sample_minutes": 0,
+    }
+    if scale.minutes:
+        overrides |= {"training.max_minutes": scale.minutes, "training.clock": "cpu"}
+        overrides |= _stages(system, variant)
+    return Job(system, variant, out / "runs" / str(data.size) / f"{name}@{seed}", overrides)
+
+
+def _stages(system: str, variant: str) -> dict[str, str | int | float]:
     """Budgets in time need no end in steps; stages that begin at a step keep their recipe's place."""
-    training = load_recipe(system).settings(scale.variant)["training"]
+    training = load_recipe(system).settings(variant)["training"]
     return {"training.max_steps": 0} if training.get("max_steps") else {}
 
 

@@ -32,6 +32,24 @@ def structure_scores(
     return found
 
 
+def pixel_scores(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """How well each map finds its own finding: "auroc" and "ap" (average precision), (B,) float64, over its pixels.
+
+    maps (B, 1, *S); masks (B, 1, *S) bool, with pixels of both kinds. Ties count half; chance is 0.5, and for "ap" the
+    finding's share of the pixels. VerisimError for an empty or full mask.
+    """
+    from scipy.stats import rankdata
+
+    values, truth = maps.double().flatten(1).cpu().numpy(), masks.flatten(1).cpu().numpy()
+    found, n = truth.sum(1), truth.shape[1]
+    if not ((found > 0) & (found < n)).all():
+        raise VerisimError("pixel_scores: every mask needs pixels within the finding and outside of it.")
+    above = (rankdata(values, axis=1) * truth).sum(1) - found * (found + 1) / 2  # pairs won (Mann-Whitney)
+    marked = rankdata(-values, "max", axis=1)  # pixels at or above each one
+    precision = [(rankdata(-v[t], "max") / m[t]).mean() for v, t, m in zip(values, truth, marked)]
+    return {"auroc": torch.from_numpy(above / (found * (n - found))), "ap": torch.tensor(precision).double()}
+
+
 def grouped_auroc(
     scores: Tensor,  # (n,) larger = more abnormal
     abnormal: Tensor,  # (n,) bool
@@ -42,6 +60,21 @@ def grouped_auroc(
     draws: int = 1000,
 ) -> Estimate:
     """AUROC with a bootstrap interval over groups. VerisimError unless both kinds occur."""
+    return from_draws(*auroc_draws(scores, abnormal, groups, seed=seed, draws=draws))
+
+
+def auroc_draws(
+    scores: Tensor,
+    abnormal: Tensor,
+    groups: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    draws: int = 1000,
+) -> tuple[float, Tensor]:
+    """The AUROC and its bootstrap draws (B,): the same seed and groups give the same resamples to every detector.
+
+    A resample without decisions of both kinds is left out. VerisimError unless both kinds occur.
+    """
     abnormal = abnormal.bool()
     if not abnormal.any() or abnormal.all():
         raise VerisimError("AUROC needs decisions of both kinds: normal and abnormal ones.")
@@ -49,8 +82,7 @@ def grouped_auroc(
     w = resample_weights(len(scores), draws, torch.Generator().manual_seed(seed), groups)
     a, b = w[:, abnormal], w[:, ~abnormal]
     pairs = a.sum(1) * b.sum(1)
-    spread = ((a @ wins) * b).sum(1)[pairs > 0] / pairs[pairs > 0]
-    return from_draws(float(wins.mean()), spread)
+    return float(wins.mean()), ((a @ wins) * b).sum(1)[pairs > 0] / pairs[pairs > 0]
 
 
 def by_kind(
