@@ -120,8 +120,9 @@ def _table(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     }
     numbers["rate_distortion"] = rate_rows(numbers, scale.size, sizes)
     numbers["grades"] = grade_rows(numbers)
+    part = f"{scale.size}px" if options.data else f"phantoms-{scale.size}px"
     told = [c for f in (claims, bit_claims, grade_claims) for c in f(numbers, scale.size)]
-    found = Result("001", options.scale, told, {}, notes, part=f"{scale.size}px")
+    found = Result("001", options.scale, told, {}, notes, part=part)
     found.report = _report(options, found, results, contestants, dataset)
     figures = options.results / "figures" / found.name
     write_curves([j.folder for j in wanted], figures)
@@ -230,7 +231,9 @@ def _report(
         if c.name.endswith("@0"):
             save_mosaic(folder / f"{c.name[:-2].replace(':', '-')}.png", c.images.pixels[:32], 8, scale=1)
     grids = options.out / f"reconstructions.{found.part}" if options.data else folder  # may hold real images
-    _draw_reconstructions(grids, contestants, options.out / "runs" / found.part.removesuffix("px"), dataset)
+    _draw_reconstructions(
+        grids, contestants, options.out / "runs" / str(dataset["train"].spec.size[0]), dataset
+    )
     return comparison_report(
         options.out / f"report.{found.part}.html",
         results,
