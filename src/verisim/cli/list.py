@@ -15,6 +15,7 @@ EXAMPLES = """\
   verisim list --json
 """
 
+WIDE = 130  # columns of a terminal that has room for everything
 STYLE = {"done": "green", "partial": "yellow", "planned": "dim"}
 
 
@@ -32,13 +33,17 @@ def main(argv: list[str]) -> int:
         keys = ("id", "title", "kind", "status", "source", "reproduction", "page")
         print(json.dumps([{k: getattr(r, k) for k in keys} for r in recipes], indent=1))
         return 0
+    console = Console()
+    wide = console.width >= WIDE
     table = Table(
         title=f"{len(recipes)} systems", caption="verisim info ID tells more; verisim train ID trains"
     )
-    for column in ("id", "system", "kind", "status", "variants", "reproduction"):
-        table.add_column(column, no_wrap=column == "id")
+    for column in ("id", "status", "reproduction"):
+        table.add_column(column, no_wrap=True)
+    for column in ("system", *(("kind", "variants") if wide else ())):
+        table.add_column(column)
     for r in recipes:
-        status = f"[{STYLE[r.status]}]{r.status}[/]"
-        table.add_row(r.id, r.title, r.kind, status, " ".join(r.variants), r.reproduction)
-    Console().print(table)
+        more = (r.kind, " ".join(r.variants)) if wide else ()
+        table.add_row(r.id, f"[{STYLE[r.status]}]{r.status}[/]", r.reproduction, r.title, *more)
+    console.print(table)
     return 0
