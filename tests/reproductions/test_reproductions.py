@@ -73,7 +73,7 @@ def test_smoke_table_of_autoencoders(tmp_path, capsys):
     """Two autoencoders trained for a second: reconstruction, rate, both ways of sampling, controls, claims."""
     common = ["--scale", "smoke", "--out", str(tmp_path), "--minutes", "0.02"]
     assert main(["reproduce", "001", *common, "--systems", "K-S2,K-S7"]) == 0
-    body = json.loads((tmp_path / "001.phantoms-16px.smoke.json").read_text())
+    body = json.loads((tmp_path / "001.phantoms-16px-K-S2+K-S7.smoke.json").read_text())
     numbers = body["numbers"]["16"]
     assert set(numbers["sampling"]["rows"]) == {"K-S2@0", "K-S2:source@0", "K-S7@0", "K-S7:source@0"}
     row = numbers["reconstruction"]["K-S7@0"]
@@ -82,7 +82,7 @@ def test_smoke_table_of_autoencoders(tmp_path, capsys):
     assert names <= {c["name"] for c in body["claims"]}
     assert [r["system"] for r in numbers["rate_distortion"] if r["bits"]["value"] == 144] == ["K-S7"]
     assert numbers["grades"]["K-S7"]["all"]["n"] == row["test"]["n"]
-    made = {p.name for p in (tmp_path / "figures" / "001.phantoms-16px.smoke").iterdir()}
+    made = {p.name for p in (tmp_path / "figures" / "001.phantoms-16px-K-S2+K-S7.smoke").iterdir()}
     assert {"K-S2.reconstructions.png", "K-S2.curves.png", "learning-curves.png"} <= made
     assert "rate-distortion.png" in made
 
