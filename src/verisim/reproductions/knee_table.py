@@ -121,7 +121,8 @@ def _table(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result:
     numbers["rate_distortion"] = rate_rows(numbers, scale.size, sizes)
     numbers["grades"] = grade_rows(numbers)
     part = f"{scale.size}px" if options.data else f"phantoms-{scale.size}px"
-    part += "-" + "+".join(options.systems) if options.systems else ""  # a part of the table beside the whole one
+    if options.systems:  # some of the table, beside the whole one
+        part += "-" + "+".join(options.systems)
     told = [c for f in (claims, bit_claims, grade_claims) for c in f(numbers, scale.size)]
     found = Result("001", options.scale, told, {}, notes, part=part)
     found.report = _report(options, found, results, contestants, dataset)
