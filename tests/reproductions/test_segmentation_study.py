@@ -85,6 +85,21 @@ def test_claims_follow_the_numbers():
     assert gone == {"works", "memory", "skips-memory"}  # say so of phantoms
 
 
+@pytest.mark.parametrize("name", ["B-D", "B-E", "B-F", "B-G", "B-H", *VARIANTS])
+def test_systems_differ_in_what_is_compared_alone(name):
+    """Data, precision and layout are the same, so that equal time is a fair budget."""
+    recipe, _, suffix = name.partition(":")
+    theirs, ours = (
+        load_recipe(r).settings(v)
+        for r, v in (("B-C", "small"), (recipe, f"small-{suffix}" if suffix else "small"))
+    )
+    assert ours["data"] == theirs["data"]
+    free = {"batch_size"}  # one volume at a time where they are whole
+    assert {k: v for k, v in ours["training"].items() if k not in free} == {
+        k: v for k, v in theirs["training"].items() if k not in free
+    }
+
+
 def test_variants_of_skips_are_recipes(tmp_path):
     """Not part of the study unless asked for; each has a recipe of its own at small scale."""
     assert not set(SYSTEMS) & set(VARIANTS)

@@ -13,7 +13,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -228,7 +228,7 @@ def write_samples(
                         place=replace(place, number=len(paths) + 1))  # fmt: skip
             paths.append(folder / name)
         rows.append([*files, label, "yes", str(provenance.get("seed", "")), str(number)])
-    with _held(folder):
+    with _held(folder) if places else nullcontext():
         if places:
             mine = {row[-1] for row in rows}
             rows += [row for row in _others(folder, header, described) if row[-1] not in mine]
