@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.fake_device import DEVICE, fake_device
 from verisim.data.ages import with_ages
 from verisim.data.folder import load_images
 from verisim.data.writers import write_image
 from verisim.errors import DataError, VerisimError
 from verisim.hub.weights import load_model
 from verisim.models.implicit.development import Architecture, Development, scan_identities
-from verisim.models.implicit.fitting import Training, fit
+from verisim.models.implicit.fitting import LatentFit, Training, fit, fit_latents, unexplained
 from verisim.models.implicit.model import ImplicitDevelopment
 from verisim.phantoms import growing_brain
 from verisim.seeding import generator
@@ -124,3 +125,15 @@ def test_ages_from_a_manifest(folder):
         with_ages(dataset, folder, "weeks")
     with pytest.raises(DataError, match=r"no column 'week'.*Did you mean 'weeks'"):
         with_ages(dataset, folder, "week")
+
+
+def test_on_a_device(tmp_path):
+    """Scans of the CPU are fitted and shown at other ages by a network elsewhere."""
+    images = scans()
+    model = trained(tmp_path, images)
+    with fake_device():
+        net = model.to(DEVICE).sampling_development
+        latents = fit_latents(net, images, images.ages, LatentFit(steps=2))
+        assert latents.device == DEVICE
+        assert torch.isfinite(unexplained(net, images, images.ages, latents)).all()
+        assert torch.isfinite(net.render(latents, images.ages + 1).images.pixels).all()

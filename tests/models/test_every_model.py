@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from tests.fake_device import DEVICE, fake_device
 from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
 from verisim.hub.weights import ModelCard, load_model, save_model
 from verisim.models import MODELS, build_model
-from verisim.roles import AnomalyDetector, Likelihood, Sampler
+from verisim.models.diffusion.fill import fill_in
+from verisim.roles import AnomalyDetector, Autoencoder, Coder, CodeSpace, Likelihood, Sampler
 from verisim.seeding import generator
 
 SMALL = {  # settings that make each model small and quick
@@ -209,6 +211,15 @@ def test_every_representation_keeps_the_contract(tmp_path):
         save_model(tmp_path / "w", model, ModelCard("diffusion", settings, model.spec, 3))
         again, _ = load_model(tmp_path / "w")
         assert torch.equal(again.sample(2, torch.tensor([0, 2]), generator(1)), a)
+        with fake_device():
+            there = again.to(DEVICE)
+            there.training_loss(x.to(DEVICE), torch.zeros(6, dtype=torch.long).to(DEVICE))[0].mean().backward()
+            found = there.sample(2, torch.tensor([0, 2]), generator(1))
+            torch.testing.assert_close(found.cpu(), a, atol=1e-4, rtol=0)
+            known = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+            known[..., :8] = False
+            filled = fill_in(there, x[:2], known, torch.tensor([0, 2]), generator=generator(1), resamples=1)
+            assert torch.equal(filled.cpu()[..., 8:], x[:2, ..., 8:])
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -226,3 +237,47 @@ def test_detectors_map_and_do_not_sample(name, size, tmp_path):
     assert torch.allclose(again.anomaly_map(x), found, atol=1e-6)
     with pytest.raises(VerisimError, match="cannot sample"):
         model.sample(1)
+
+
+def on_device(name):
+    return made(name, classes=CLASSES[name]).to(DEVICE).eval()
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_training_step_on_a_device(name):
+    """Nothing is left on the CPU."""
+    with fake_device():
+        x = (torch.rand(4, 1, 16, 16) * 2 - 1).to(DEVICE)
+        label = torch.tensor([0, 1, 2, 0]).to(DEVICE) if CLASSES[name] else None
+        loss = on_device(name).train().trial_loss(x, label)
+        loss.backward()
+        assert loss.device == DEVICE and torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sampling_on_a_device(name):
+    """Noise and labels of the CPU give the images that they give there, but for rounding."""
+    label = torch.tensor([0, 1]) if CLASSES[name] else None
+    here = made(name, classes=CLASSES[name]).eval().sample(2, label, generator(1))
+    with fake_device():
+        found = on_device(name).sample(2, label, generator(1))
+        assert found.device == DEVICE
+        torch.testing.assert_close(found.cpu(), here, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_reading_on_a_device(name):
+    """Images of the CPU are encoded, decoded, mapped and weighed."""
+    x = torch.rand(3, 1, 16, 16, generator=generator(3)) * 2 - 1
+    with fake_device():
+        model = on_device(name)
+        if isinstance(model, Autoencoder):
+            model.decode(model.encode(x).cpu())
+        if isinstance(model, Coder):
+            model.rate_bits(x)
+        if isinstance(model, CodeSpace):
+            model.decode_codes(model.encode_codes(x).cpu())
+        if isinstance(model, Likelihood):
+            model.bits_per_dim(x, None, generator(4))
+        if isinstance(model, AnomalyDetector):
+            model.anomaly_map(x)

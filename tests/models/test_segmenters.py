@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.fake_device import DEVICE, fake_device
 from verisim.data.spec import Images, ImageSpec
 from verisim.diffusion.schedules import vp_linear_table
 from verisim.errors import VerisimError
@@ -276,3 +277,16 @@ def test_images_carry_codes():
     b = batch()
     images = Images(b["image"], ImageSpec((16, 16), 2), segmentation=b["mask"])
     assert torch.equal(images.subset(torch.tensor([2])).segmentation, b["mask"][2:])
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_on_a_device(name):
+    """A step leaves nothing on the CPU, and images of the CPU are segmented as there."""
+    given, x = batch(), batch()["image"]
+    here = made(name).predict(x, 1).mean
+    with fake_device():
+        model = made(name).to(DEVICE)
+        model.mask_loss(given["image"].to(DEVICE), (given["mask"] > 0).float().to(DEVICE))[0].mean().backward()
+        found = model.predict(x, 1)
+        assert found.variance.device == DEVICE
+        torch.testing.assert_close(found.mean.cpu(), here, atol=1e-4, rtol=0)

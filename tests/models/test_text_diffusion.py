@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.fake_device import DEVICE, fake_device
 from verisim.data.spec import Images, ImageSpec
 from verisim.data.stream import BatchStream
 from verisim.errors import VerisimError
@@ -177,3 +178,12 @@ def test_guidance_of_latents_is_not_clipped_to_the_range_of_pixels(tmp_path):
     want = weak + 3 * (strong - weak)
     assert float(want.detach().abs().max()) > 1.5
     assert torch.allclose(guided(model, text, model.denoise)(z, sigma), want, atol=1e-4)
+
+
+def test_on_a_device():
+    """Texts are read where the model is."""
+    with fake_device():
+        model = made().to(DEVICE)
+        x = torch.zeros(2, 1, 16, 16).to(DEVICE)
+        model.training_loss(x, model.condition_of(None, TEXTS[:2]))[0].mean().backward()
+        assert model.sample(2, model.read_texts(["dark"]), seeded()).device == DEVICE

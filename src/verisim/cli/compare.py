@@ -45,6 +45,7 @@ def main(argv: list[str], verb: str = "compare", examples: str = EXAMPLES) -> in
         help="further feature networks: inception=FILE (printed as FID), domain=FILE (of save_features)",
     )
     data_of_run(parser, argv)
+    parser.add_device()
     args = parser.parse_args(argv)
     data = DataSettings(**args.data.as_dict())
     dataset = open_dataset(data)

@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--register", action="store_true", help="turn and shift scans onto the model's reference first"
     )
+    parser.add_device()
     data_of_run(parser, argv)
     args = parser.parse_args(argv)
     detector, dataset, data = _open(args)
@@ -101,7 +102,7 @@ def _judge(args: Any, detector: Any, dataset: Any, normal: Any, rest: Any) -> in
     first, second = (normal.subset(i) for i in split_groups(len(normal), 0.5, rng, normal.patients))
     known = calibrate(detector, first, args.rate)
     quiet, loud = (
-        torch.cat([scores(detector.anomaly_map(p)) for p in x.pixels.split(16)]) for x in (second, rest)
+        torch.cat([scores(detector.anomaly_map(p).cpu()) for p in x.pixels.split(16)]) for x in (second, rest)
     )
     found = auroc(loud, quiet)
     print(

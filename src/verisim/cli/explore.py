@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
         parser.add_argument(
             "--region", type=str, default="", help="code positions, first:end per axis; default: the middle"
         )
+    parser.add_device()
     data_of_run(parser, argv[1:])
     args = parser.parse_args(argv)
     return pick(ACTIONS, args.what, "action")(args)
@@ -235,7 +236,7 @@ def _codes_in_use(model: Any, pixels: Any, out: Path) -> tuple[dict[str, Any], A
         counts = {"codes": model.codes, "perplexity": found.perplexity, "used": found.used}
         return {**counts, "probes": {}}, code_features(model, pixels)
     use = latent_use(model, pixels)
-    return {"active": int(use.active.sum()), "latents": len(use.kl), "probes": {}}, model.encode(pixels)
+    return {"active": int(use.active.sum()), "latents": len(use.kl), "probes": {}}, model.encode(pixels).cpu()
 
 
 def _targets(train: Any, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:

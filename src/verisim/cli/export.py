@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--half", action="store_true", help="round weights to bfloat16: half the size")
     args = parser.parse_args(argv)
     out = Path(args.out)
-    model, card = load_model(args.source)
+    model, card = load_model(args.source, "cpu")
     out.parent.mkdir(parents=True, exist_ok=True)
     digest = save_model(out, model, card, half=args.half)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")

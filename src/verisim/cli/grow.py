@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the voxels drawn")
     parser.add_argument("--force", action="store_true", help="draw scans too that the model explains badly")
     parser.add_argument("--out", type=str, default="grown", help="folder to write to, one folder per scan")
+    parser.add_device()
     args = parser.parse_args(_words_first(argv))
     model, facts = _open(args)
     if args.average:

@@ -128,7 +128,7 @@ def import_network(
     name = pick(KINDS, kind, "kind of network")
     channels = network.get("in_channels", 1)
     if own.get("first_stage"):
-        channels = load_model(own["first_stage"])[1].spec.channels
+        channels = load_model(own["first_stage"], "cpu")[1].spec.channels
     spec = ImageSpec(DataSettings(size=size).shape, channels)
     classes = network.get("num_class_embeds") or 0
     classes -= classes > 0 and own.get("null_class") == classes - 1  # none is no class to ask for

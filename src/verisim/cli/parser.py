@@ -34,6 +34,21 @@ class Parser(jsonargparse.ArgumentParser):
         )
         self.allow_abbrev = False  # a misspelt option is an error, not a guess
 
+    def add_device(self) -> None:
+        """Add --device, the device of all models that the command loads."""
+        self.add_argument(
+            "--device", type=str, default="auto", help="cpu, cuda, cuda:1; auto: a GPU if there is one"
+        )
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """The arguments; a device among them is in use from here on."""
+        found = super().parse_args(*args, **kwargs)
+        if "device" in found:
+            from verisim.devices import use_device
+
+            use_device(found.device)
+        return found
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise VerisimError instead of printing the usage."""
         text = re.sub(r"\s+", " ", str(message)).strip()

@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--count", type=int, default=0, help="images drawn from each trained model")
     parser.add_argument("--minutes", type=float, default=0.0, help="processor minutes per trained model")
     parser.add_argument("--systems", type=str, default="", help="recipe ids, e.g. X-D-fix,X-G-fix")
+    parser.add_device()
     args = parser.parse_args(argv)
     out = Path(args.out or f"local/{args.id}")
     options = Options(

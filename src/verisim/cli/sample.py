@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
         default="",
         help="draw part K of N, e.g. 2/4; all parts share a folder and a manifest",
     )
+    parser.add_device()
     add_options(parser)
     options = model_class(card.model).Options if card else None
     if options:

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--codes", type=str, default="", help="label codes of foreground, e.g. 1,2,4; default: all but 0"
     )
+    parser.add_device()
     data_of_run(parser, argv)
     args = parser.parse_args(argv)
     model, spec, identity = _open(args)

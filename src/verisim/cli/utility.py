@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="shorter training, wider intervals")
     parser.add_argument("--out", type=str, default="utility", help="folder for utility.json and utility.html")
     data_of_run(parser, argv)
+    parser.add_device()
     args = parser.parse_args(argv)
     data = DataSettings(**args.data.as_dict())
     if not data.label:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from verisim.data.spec import ImageSpec
+from verisim.devices import choose_device
 from verisim.errors import CheckpointError
 from verisim.hub.published import find_published, published_weights
 from verisim.models import build_model
@@ -65,8 +66,12 @@ def read_card(path: Path) -> ModelCard:
     return ModelCard.from_json(meta["card"])
 
 
-def load_model(path: Path | str, device: str = "cpu") -> tuple[GenerativeModel, ModelCard]:
-    """Rebuild a model from a weights file or a run folder; it is in eval mode, ready to sample."""
+def load_model(path: Path | str, device: str = "auto") -> tuple[GenerativeModel, ModelCard]:
+    """Rebuild a model from a weights file or a run folder; it is in eval mode, ready to sample.
+
+    device: cpu, cuda, cuda:K; auto = that of VERISIM_DEVICE, else a GPU if there is one. Models take images from
+    any device; what they make is on theirs.
+    """
     path = resolve(path)
     card = read_card(path)
     state = load_state(path)
@@ -82,7 +87,7 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[GenerativeModel, 
     model.load_extra_state(state["extra"])
     model.source = path
     model.use_channels_last()
-    return model.to(device).eval(), card
+    return model.to(choose_device(device)).eval(), card
 
 
 def resolve(path: Path | str) -> Path:

@@ -83,7 +83,7 @@ def calibrate(detector: AnomalyDetector, normal: Images, rate: float = 0.05) -> 
         raise VerisimError(
             f"{len(normal)} held-out normal images; at least {LEAST} are needed for a threshold of 5 %."
         )
-    maps = torch.cat([detector.anomaly_map(part) for part in normal.pixels.split(64)])
+    maps = torch.cat([detector.anomaly_map(part).cpu() for part in normal.pixels.split(64)])
     flat = maps.flatten()
     flat = flat[:: max(1, len(flat) // 4_000_000)]  # torch.quantile takes at most 16 million values
     return Calibration(scores(maps), float(torch.quantile(flat.double(), 1 - rate)), rate)

@@ -134,7 +134,7 @@ def bits_per_dim(model: GenerativeModel, held_out: Images) -> dict[str, Any] | N
     if model.num_classes and held_out.labels is not None:
         label = held_out.labels[:BITS_IMAGES]
     try:
-        bits = model.bits_per_dim(x, label, generator("bits", 0)).double()
+        bits = model.bits_per_dim(x, label, generator("bits", 0)).cpu().double()
     except VerisimError as e:  # e.g. the model's likelihood is not one of 8-bit images
         return {"bits_per_dim": None, "reason": str(e)}
     return {

@@ -59,7 +59,7 @@ def latent_use(model: LatentSpace, images: Tensor) -> LatentUse:
     """Statistics of the latents over images (N, C, *S) in [-1, 1]; at least two."""
     if len(images) < 2:
         raise VerisimError(f"{len(images)} image(s); latent statistics need at least 2.")
-    mean, log_variance = model.posterior(images)
+    mean, log_variance = (t.cpu() for t in model.posterior(images))
     spread = mean.double().var(0, correction=0) + log_variance.double().exp().mean(0)  # law of total variance
     kl = kl_standard_normal(mean, log_variance).double().mean(0)
     return LatentUse(mean.double().mean(0), spread.sqrt(), kl, active_units(mean))

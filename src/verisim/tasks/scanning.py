@@ -99,7 +99,7 @@ def known_normals(s: Scanning, normal: Images, rate: float) -> Known:
     whole = calibrate(s.detector, normal, rate)
     parts = {}
     if s.parts:
-        maps = torch.cat([s.detector.anomaly_map(p) for p in normal.pixels.split(16)])
+        maps = torch.cat([s.detector.anomaly_map(p).cpu() for p in normal.pixels.split(16)])
         found = structure_scores(maps, PARTS[s.parts](normal.pixels, s.bone))
         parts = {k: Calibration(v, whole.pixel, rate) for k, v in found.items()}
     body = {
@@ -148,7 +148,7 @@ def _search_one(s: Scanning, entry: Entry, known: Known) -> dict[str, str]:
         lain = register_rigid(image, s.reference, s.dataset["train"].spec.spacing)
         sharp, _ = carried(image, lain.matrix, tuple(lain.pixels.shape[1:]), nearest=True)
         image, turn = lain.pixels.clamp(-1, 1), lain.matrix
-    found = s.detector.anomaly_map(image[None])
+    found = s.detector.anomaly_map(image[None]).cpu()
     score = scores(found)
     share = float((found > known.whole.pixel).double().mean())
     row = {

@@ -152,7 +152,7 @@ class MLPVAE(GenerativeModel):
         """Posterior mean (B, d) of images x (B, C, *S) in [-1, 1]."""
         self.spec.check(x, "images to encode")
         with evaluating(self._eval_net) as net:
-            return torch.cat([self.posterior(net, part)[0] for part in x.split(CHUNK)])
+            return torch.cat([self.posterior(net, part.to(self.device))[0] for part in x.split(CHUNK)])
 
     @torch.no_grad()
     def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -169,7 +169,7 @@ class MLPVAE(GenerativeModel):
         with evaluating(self._eval_net) as net:
             for i in range(0, len(z), CHUNK):
                 part = slice(i, i + CHUNK)
-                logits = net.decode(z[part], None if label is None else label[part])
+                logits = net.decode(z[part].to(self.device), None if label is None else label[part])
                 images[part] = (2 * torch.sigmoid(logits.float()) - 1).view(-1, *self.spec.shape)
         return images
 

@@ -47,7 +47,7 @@ def read_first_stage(source: str, net: VQNet, spec: ImageSpec) -> dict[str, Tens
     """The autoencoder's weights out of a trained VQ-VAE; CheckpointError if it does not fit this one."""
     from verisim.hub.weights import load_model
 
-    model, card = load_model(source)
+    model, card = load_model(source, "cpu")
     if not isinstance(model.net, VQNet) or (spec.shape, spec.low, spec.high) != (
         card.spec.shape,
         card.spec.low,

@@ -296,7 +296,8 @@ class DenoisingDiffusion(ConditionedModel):
     ) -> ChainBound:
         """Parts of the bound of the discrete chain of the present schedule; as many evaluations as steps."""
         label = self.check_condition(len(x), condition)
-        return chain_bound(in_image_space(self, reverse(self, label)), x, self.sigmas(), generator=generator)
+        plain = in_image_space(self, reverse(self, label))
+        return chain_bound(plain, x.to(self.device), self.sigmas(), generator=generator)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -308,7 +309,7 @@ class DenoisingDiffusion(ConditionedModel):
         plain = in_image_space(self, fixed_variance(lambda y, sigma: self.denoise(y, sigma, label)))
         bound = variational_bound(
             lambda y, sigma: plain(y, sigma)[0],
-            x,
+            x.to(self.device),
             sigma_data=self.sigma_data,
             sigma_min=low,
             sigma_max=self.sigma_max,

@@ -202,7 +202,7 @@ def trained_model(source: str) -> tuple[GenerativeModel, ModelCard]:
     """The model of a run folder or weights file; CheckpointError if it cannot be read."""
     from verisim.hub.weights import load_model
 
-    return load_model(source)
+    return load_model(source, "cpu")
 
 
 def described_model(text: str, what: str = "first stage") -> tuple[GenerativeModel, ModelCard]:
