@@ -43,18 +43,18 @@ DIFFERENCES = [
 ]
 
 
-def ours(dims: int) -> nn.Module:
-    return UNet(dims, 1, 1, channels=(32, 64, 144), blocks=2, head_channels=72)
+def ours(dims: int, times: int = 1) -> nn.Module:
+    return UNet(dims, 1, 1, channels=(32 * times, 64 * times, 144 * times), blocks=2, head_channels=72)
 
 
-def monai(dims: int, flash: bool = False) -> nn.Module:
+def monai(dims: int, flash: bool = False, times: int = 1) -> nn.Module:
     from monai.networks.nets import DiffusionModelUNet
 
     return DiffusionModelUNet(
         spatial_dims=dims,
         in_channels=1,
         out_channels=1,
-        channels=(32, 64, 128),
+        channels=(32 * times, 64 * times, 128 * times),
         attention_levels=(False, False, True),
         num_res_blocks=2,
         num_head_channels=32,
@@ -65,7 +65,7 @@ def monai(dims: int, flash: bool = False) -> nn.Module:
 class Diffusers(nn.Module):
     """UNet2DModel with the call of the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: int = 1) -> None:
         super().__init__()
         from diffusers import UNet2DModel
 
@@ -73,7 +73,7 @@ class Diffusers(nn.Module):
             sample_size=64,
             in_channels=1,
             out_channels=1,
-            block_out_channels=(32, 64, 128),
+            block_out_channels=(32 * times, 64 * times, 128 * times),
             layers_per_block=2,
             down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
@@ -84,16 +84,16 @@ class Diffusers(nn.Module):
         return self.net(x, t).sample
 
 
-def competitors(dims: int) -> dict[str, nn.Module]:
-    """Networks by name; the zero-initialised layers get weights, so that no time is spent on zeros."""
+def competitors(dims: int, times: int = 1) -> dict[str, nn.Module]:
+    """Networks by name, `times` as wide; zero-initialised layers get weights, so that no time is spent on zeros."""
     nets = {
-        "verisim": ours(dims),
-        "verisim channels_last": ours(dims).to(memory_format=LAYOUT[dims]),
-        BASE: monai(dims),
-        "MONAI tuned": monai(dims, flash=True).to(memory_format=LAYOUT[dims]),
+        "verisim": ours(dims, times),
+        "verisim channels_last": ours(dims, times).to(memory_format=LAYOUT[dims]),
+        BASE: monai(dims, times=times),
+        "MONAI tuned": monai(dims, flash=True, times=times).to(memory_format=LAYOUT[dims]),
     }
     if dims == 2 and version("diffusers"):
-        nets["diffusers"] = Diffusers()
+        nets["diffusers"] = Diffusers(times)
     for net in nets.values():
         for p in net.parameters():
             if not p.any():
@@ -112,23 +112,23 @@ def version(package: str) -> str:
 def gflops(net: nn.Module, x: Tensor) -> float:
     """10^9 floating-point operations of one forward pass."""
     with FlopCounterMode(display=False) as count, torch.no_grad():
-        net(x, torch.zeros(len(x)))
+        net(x, torch.zeros(len(x), device=x.device))
     return count.get_total_flops() / 1e9
 
 
 def job(net: nn.Module, x: Tensor, task: str, precision: str) -> Callable[[], None]:
     """One forward pass, or one training step (forward, backward, Adam), as a function."""
-    noise, target = torch.full((len(x),), 0.5), torch.randn_like(x)
+    noise, target = torch.full((len(x),), 0.5, device=x.device), torch.randn_like(x)
     adam = torch.optim.Adam(net.parameters(), lr=1e-6)
     bf16 = precision == "bf16"
 
     def forward() -> None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             net(x, noise)
 
     def train() -> None:
         adam.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             y = net(x, noise)
         (y.float() - target).square().mean().backward()
         adam.step()

@@ -35,12 +35,12 @@ DIFFERENCES = [
 class Diffusers(nn.Module):
     """DiTTransformer2DModel with the call of the others and one class."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, times: int = 1) -> None:
         super().__init__()
         from diffusers import DiTTransformer2DModel
 
         self.net = DiTTransformer2DModel(
-            num_attention_heads=4,
+            num_attention_heads=4 * times,
             attention_head_dim=32,
             in_channels=1,
             out_channels=1,
@@ -51,7 +51,7 @@ class Diffusers(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.net(x, timestep=t, class_labels=torch.zeros(len(x), dtype=torch.long)).sample
+        return self.net(x, timestep=t, class_labels=t.long() * 0).sample
 
 
 class HalfMasked(nn.Module):
@@ -68,13 +68,13 @@ class HalfMasked(nn.Module):
         return self.net(x, t, keep=keep)
 
 
-def competitors(depth: int) -> dict[str, nn.Module]:
-    """Networks by name; the zero-initialised layers get weights, so that no time is spent on zeros."""
-    ours = partial(DiT, 2, 1, 1, patch=2, width=128, depth=depth, head_channels=32)
+def competitors(depth: int, times: int = 1) -> dict[str, nn.Module]:
+    """Networks by name, `times` as wide; zero-initialised layers get weights, so that no time is spent on zeros."""
+    ours = partial(DiT, 2, 1, 1, patch=2, width=128 * times, depth=depth, head_channels=32)
     nets = {
         "verisim": ours(),
         "verisim, half masked": HalfMasked(ours(masked=True, full_blocks=1)),
-        BASE: Diffusers(depth - 1),
+        BASE: Diffusers(depth - 1, times),
     }
     for net in nets.values():
         for p in net.parameters():

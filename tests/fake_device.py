@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-DEVICE = torch.device("lazy", 0)  # a device type without a Python module or kernels of its own in a usual PyTorch
+DEVICE = torch.device(
+    "lazy", 0
+)  # a device type without a Python module or kernels of its own in a usual PyTorch
 
 CROSSING = ("_to_copy", "copy_")  # what may take tensors of both devices
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")  # a GPU's tensor takes indices on the CPU
@@ -102,6 +104,4 @@ def _refuse_mixture(func: Any, given: list[Any]) -> None:
     """RuntimeError for tensors on the CPU, unless they are single numbers."""
     for a in given:
         if isinstance(a, Tensor) and not isinstance(a, There) and a.ndim > 0:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device for {func}: cpu and {DEVICE}"
-            )
+            raise RuntimeError(f"Expected all tensors to be on the same device for {func}: cpu and {DEVICE}")

@@ -25,7 +25,9 @@ def test_automatic_choice(monkeypatch):
     assert os.environ[VARIABLE] == "cuda:1"
 
 
-@pytest.mark.parametrize("name, said", [("gpu7", "no device 'gpu7'"), ("meta", "no device 'meta'"), ("cuda:9", "sees")])
+@pytest.mark.parametrize(
+    "name, said", [("gpu7", "no device 'gpu7'"), ("meta", "no device 'meta'"), ("cuda:9", "sees")]
+)
 def test_a_device_that_is_not_there(name, said, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(VerisimError, match=said):

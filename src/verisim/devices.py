@@ -24,7 +24,9 @@ def choose_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise VerisimError(f"There is no device '{asked}'. Give auto, cpu, cuda, or cuda:1 for the second GPU.")
+        raise VerisimError(
+            f"There is no device '{asked}'. Give auto, cpu, cuda, or cuda:1 for the second GPU."
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise VerisimError(
             f"Device '{asked}' asked for, and PyTorch {torch.__version__} sees {torch.cuda.device_count()} GPUs here. "

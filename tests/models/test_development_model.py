@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from tests.fake_device import DEVICE, fake_device
+
 from verisim.data.ages import with_ages
 from verisim.data.folder import load_images
 from verisim.data.writers import write_image

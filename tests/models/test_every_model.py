@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from tests.fake_device import DEVICE, fake_device
+
 from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
 from verisim.hub.weights import ModelCard, load_model, save_model
@@ -213,7 +213,9 @@ def test_every_representation_keeps_the_contract(tmp_path):
         assert torch.equal(again.sample(2, torch.tensor([0, 2]), generator(1)), a)
         with fake_device():
             there = again.to(DEVICE)
-            there.training_loss(x.to(DEVICE), torch.zeros(6, dtype=torch.long).to(DEVICE))[0].mean().backward()
+            there.training_loss(x.to(DEVICE), torch.zeros(6, dtype=torch.long).to(DEVICE))[
+                0
+            ].mean().backward()
             found = there.sample(2, torch.tensor([0, 2]), generator(1))
             torch.testing.assert_close(found.cpu(), a, atol=1e-4, rtol=0)
             known = torch.ones(1, 1, 16, 16, dtype=torch.bool)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from tests.fake_device import DEVICE, fake_device
+
 from verisim.data.spec import Images, ImageSpec
 from verisim.diffusion.schedules import vp_linear_table
 from verisim.errors import VerisimError
@@ -286,7 +286,9 @@ def test_on_a_device(name):
     here = made(name).predict(x, 1).mean
     with fake_device():
         model = made(name).to(DEVICE)
-        model.mask_loss(given["image"].to(DEVICE), (given["mask"] > 0).float().to(DEVICE))[0].mean().backward()
+        model.mask_loss(given["image"].to(DEVICE), (given["mask"] > 0).float().to(DEVICE))[
+            0
+        ].mean().backward()
         found = model.predict(x, 1)
         assert found.variance.device == DEVICE
         torch.testing.assert_close(found.mean.cpu(), here, atol=1e-4, rtol=0)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from tests.fake_device import DEVICE, fake_device
+
 from verisim.data.spec import Images, ImageSpec
 from verisim.data.stream import BatchStream
 from verisim.errors import VerisimError
