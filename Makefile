@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # CPU build of PyTorch. On a machine with a GPU: make demo TORCH=torch
 TORCH  ?= torch==2.13.0
 
-.PHONY: demo test lint install bench clean
+.PHONY: demo test test-gpu lint install bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ lint: install
 
 test: lint  ## two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-gpu: install  ## what needs a GPU; 'make test' hides it
+	VERISIM_TEST_GPU=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_gpu.py -n 4
 
 bench: install  ## head-to-head against MONAI, diffusers and torchmetrics; writes results/benchmarks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"

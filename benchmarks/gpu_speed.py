@@ -156,7 +156,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/gpu_speed.json"))
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("PyTorch sees no CUDA GPU here. network_speed.py compares on a CPU.")
+        print(
+            "PyTorch sees no CUDA GPU here, so there is nothing to measure; network_speed.py compares on a CPU."
+        )
+        return
     console, best = Console(width=160), ceilings()
     console.print(f"{torch.cuda.get_device_name()}: " + ", ".join(f"{k} {v:.0f}" for k, v in best.items()))
     result: dict = {

@@ -14,6 +14,8 @@ from verisim.models import MODELS
 from verisim.models.base import GenerativeModel
 
 torch.set_num_threads(1)  # the suite runs in parallel processes
+if not os.environ.get("VERISIM_TEST_GPU"):  # exact numbers are those of the CPU; test_gpu.py is about GPUs
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class Toy(GenerativeModel):

@@ -1,13 +1,15 @@
-"""Where trained models run: on a GPU if there is one, unless told otherwise."""
+"""Where trained models run: on a GPU if there is one, unless told otherwise; and what to say when its memory is full."""
 
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 
 from verisim.errors import VerisimError
 
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 VARIABLE = "VERISIM_DEVICE"  # auto, cpu, cuda or cuda:K, for everything that loads a model
 
 
@@ -39,3 +41,16 @@ def use_device(name: str) -> None:
     """Make this the device of all models that this process and those it starts load. VerisimError as above."""
     if name != "auto":
         os.environ[VARIABLE] = str(choose_device(name))
+
+
+def memory_asked(error: Exception) -> str | None:
+    """' 20.0 GiB' that an allocation wanted, '' where the error does not say, None for another error."""
+    text = str(error)
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
+        return None
+    found = re.search(r"ried to allocate ([\d.]+) (bytes|[KMGT]iB)", text)
+    if not found:
+        return ""
+    size = float(found[1]) * UNITS[found[2]]
+    unit = next(u for u in ("TiB", "GiB", "MiB", "KiB", "bytes") if size >= UNITS[u] or u == "bytes")
+    return f" ({size / UNITS[unit]:.4g} {unit} more were asked for)"

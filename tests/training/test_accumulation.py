@@ -168,3 +168,26 @@ def test_a_compiler_that_fails_is_explained(smoother, images, tmp_path):
         VerisimError, match=r"torch\.compile with backend broken failed.*Leave out --training\.compile"
     ):
         trained(tmp_path, images, compile="broken")
+
+
+def test_too_little_memory_is_said(tmp_path, toy, noise_images, monkeypatch):
+    """The allocator's words become one sentence with the settings that help; other errors stay as they are."""
+
+    def full(self, x, label):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+
+    def broken(self, x, label):
+        raise RuntimeError("something else")
+
+    for k, (loss, kind, said) in enumerate(
+        [
+            (full, VerisimError, r"16 image.*\(20 GiB more were asked for\).*accumulate 2"),
+            (broken, RuntimeError, "else"),
+        ]
+    ):
+        monkeypatch.setattr(toy, "training_loss", loss)
+        run = RunFolder(tmp_path / str(k))
+        run.create({"model": {}, "data": {}, "training": {}})
+        settings = TrainSettings(batch_size=16, max_steps=2, accelerator="cpu", precision="float32")
+        with pytest.raises(kind, match=said):
+            train(run, ModelPlan("toy", {}), noise_images, settings, quiet=True)

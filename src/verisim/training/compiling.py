@@ -25,7 +25,7 @@ def compile_network(model: nn.Module, backend: str) -> None:
     net.compile(backend=backend)
 
 
-def compiler_failed(error: RuntimeError, backend: str) -> VerisimError | None:
+def compiler_failed(error: Exception, backend: str) -> VerisimError | None:
     """What to tell the user where torch.compile failed; None for another error."""
     from torch._dynamo.exc import TorchDynamoException
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from verisim.data.spec import Images
 from verisim.data.stream import BatchStream
+from verisim.devices import memory_asked
 from verisim.errors import CheckpointError, LossError, VerisimError
 from verisim.hub.averages import save_snapshot
 from verisim.hub.weights import ModelCard, save_model
@@ -193,7 +194,9 @@ def _fit(
         except LossError as e:
             path = save_bad_batch(run, model, images, stream, e)
             raise LossError(f"{e} The last of these batches, with its seed, is in {path}.", e.loss) from e
-        except RuntimeError as e:
+        except (RuntimeError, MemoryError) as e:
+            if (asked := memory_asked(e)) is not None:
+                raise VerisimError(_memory_sentence(model, settings, asked)) from e
             if (failed := compiler_failed(e, settings.compile)) is not None:
                 raise failed from e
             if "mixed torch.Tensor and DTensor" not in str(e):
@@ -205,6 +208,18 @@ def _fit(
     if saver.signal is None:
         saver.save(trainer, model)
     return saver.signal
+
+
+def _memory_sentence(model: GenerativeModel, settings: TrainSettings, asked: str) -> str:
+    part = settings.batch_size // settings.accumulate
+    shape = "x".join(map(str, model.spec.shape))
+    halves = f"--training.accumulate {2 * settings.accumulate} (the same step in half of the memory)"
+    smaller = "a smaller --training.batch_size" if part == 1 or not model.automatic_optimization else halves
+    other = "" if settings.precision == "bf16" else "--training.precision bf16; "
+    return (
+        f"Training on {part} image(s) of {shape} at a time needs more memory than there is{asked}. What helps: {smaller}; "
+        f"{other}smaller images (--data.size); a narrower network. 'verisim profile' says what a step takes."
+    )
 
 
 def _trainer(
