@@ -104,10 +104,12 @@ class Images:
 
     def quantise(self, levels: int = 256) -> Images:
         """Round to `levels` equally spaced grey values: what an 8-bit file would keep."""
+        return replace(self, pixels=from_levels(self.levels(levels), self.spec, levels))
+
+    def levels(self, levels: int = 256) -> Tensor:
+        """Numbers 0...levels - 1 of the grey values, float32, shape of the pixels."""
         a, b = self.spec.low, self.spec.high
-        step = (b - a) / (levels - 1)
-        x = ((self.pixels.clamp(a, b) - a) / step).round() * step + a
-        return replace(self, pixels=x.clamp(a, b))
+        return ((self.pixels.clamp(a, b) - a) / ((b - a) / (levels - 1))).round()
 
     def subset(self, index: Tensor) -> Images:
         """The images at `index` ((M,) int64 or (N,) bool), with their labels, patients, names and segmentation."""
@@ -148,3 +150,9 @@ class Images:
                 f"{where}: {a.shape} in [{a.low:g}, {a.high:g}] against {b.shape} in "
                 f"[{b.low:g}, {b.high:g}]. Bring both to one size and range first."
             )
+
+
+def from_levels(grey: Tensor, spec: ImageSpec, levels: int = 256) -> Tensor:
+    """Pixels in the range of `spec` of numbers 0...levels - 1, float32."""
+    a, b = spec.low, spec.high
+    return (grey.float() * ((b - a) / (levels - 1)) + a).clamp(a, b)

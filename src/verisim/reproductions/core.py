@@ -189,7 +189,7 @@ def bound(run: Path, dataset: Dataset, scale: Scale) -> dict[str, Any]:
     assert isinstance(model, DenoisingDiffusion)
     model.configure_sampling(sampler="ddpm", schedule="vp_linear", steps=SHORT)
     x = held_out(dataset).quantise().pixels[: scale.bound_images]
-    bits = model.chain_bound(x, generator=generator("core bound", 0)).total
+    bits = model.chain_bound(x, generator=generator("core bound", 0)).total.cpu()
     return mean_estimate(bits.double(), 1000, generator("core bound", 1)).as_dict()
 
 

@@ -109,15 +109,28 @@ def judged(options: Options, scale: Scale, name: str, wanted: list[Job], data: D
     )
     results["baselines"] = _bits_baselines(dataset)
     results["verdict"] = rank(results)
-    minutes = f"{scale.minutes:g} processor minutes" if scale.minutes else "the recipe's own budget"
     notes = [
         f"images: {Path(options.data).name if options.data else 'phantoms'}",
-        f"{minutes} and one thread per run; {scale.count} samples per run",
+        f"{_budget(scale, contestants)}; {scale.count} samples per run",
     ]
-    found = Result(name, options.scale, claims(results, size), {}, notes, part=f"{size}px")
+    part = f"{size}px{'' if _devices(contestants) == {'CPU'} else '-gpu'}"
+    found = Result(name, options.scale, claims(results, size), {}, notes, part=part)
     found.report = _pictures(options, found, size, results, contestants, dataset)
     found.numbers = {str(size): committable(results)}
     return found
+
+
+def _budget(scale: Scale, contestants: list[Contestant]) -> str:
+    """How long runs were trained, and on what."""
+    minutes = f"{scale.minutes:g} minutes" if scale.minutes else "the recipe's own budget"
+    clocks = {c.facts.get("clock", "cpu") for c in contestants}
+    devices = _devices(contestants)
+    where = "one thread of a CPU" if devices == {"CPU"} else ", ".join(sorted(devices))
+    return f"{minutes} of {' and '.join(sorted(clocks))} time per run on {where}"
+
+
+def _devices(contestants: list[Contestant]) -> set[str]:
+    return {c.facts.get("device", "CPU") for c in contestants}
 
 
 def data_settings(options: Options, scale: Scale, size: int) -> DataSettings:

@@ -94,7 +94,7 @@ def choose(
 def guided_images(model: AgeGuidedDiffusion, x: Tensor, ages: Tensor | None, how: Guidance) -> Tensor:
     """x (n, C, *S) at ages (n,), None = encoded and decoded only; black where guidance breaks an image."""
     try:
-        return model.at_age(x, ages, how.level, how.c, how.steps)
+        return model.at_age(x, ages, how.level, how.c, how.steps).cpu()
     except VerisimError:
         if len(x) == 1:
             return torch.full_like(x, -1.0)

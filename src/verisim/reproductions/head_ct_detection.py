@@ -231,7 +231,7 @@ def trained(folder: Path, scale: Scale, heads: Heads, name: str, width: int, see
         )
         if outcome.card is None:
             raise VerisimError(f"Stopped while training {name}. Run the same command again to go on.")
-    return load_model(run.path)
+    return load_model(run.path, "cpu")
 
 
 def position_error(model: PositionRegression, heads: Heads) -> float:

@@ -126,7 +126,7 @@ def _looked_into(folder: Path, setting: Setting, memo: Memo) -> Measured:
     digest = read_metadata(folder / "weights.safetensors")["sha256"]
 
     def measure() -> Measured:
-        model: Any = load_model(folder)[0]
+        model: Any = load_model(folder, "cpu")[0]
         known, moved, reader = setting.known, setting.moved, setting.reader
         told = reconstruction_scores(model, known.images)
         row: dict[str, Any] = {k: told[k] for k in ("mse_1e-5", "rate_bits")}
@@ -148,7 +148,7 @@ def _watched(key: str, detector: Callable[[], AnomalyDetector], setting: Setting
 
 
 def _reconstructing(folder: Path) -> AnomalyDetector:
-    model: Any = load_model(folder)[0]
+    model: Any = load_model(folder, "cpu")[0]
     return ReconstructionDetector(model)
 
 

@@ -55,7 +55,7 @@ def write_figures(runs: Sequence[Path], setting: Setting, numbers: Mapping[str, 
 
 def _one_model(system: str, run: Path, setting: Setting, folder: Path) -> None:
     """What its latents do to a phantom; or what a swap of codes does, and how they are used."""
-    model: Any = load_model(run)[0]
+    model: Any = load_model(run, "cpu")[0]
     a, b = setting.moved.images.pixels[:2]
     if isinstance(model, CodeSpace):
         atomic_write(folder / f"{system}.swap.png", swap_png(swap_codes(model, a, b, band(model.grid))))
@@ -78,7 +78,7 @@ def _maps(runs: Mapping[str, Path], setting: Setting, folder: Path) -> None:
     x = torch.stack(images)
     found: dict[str, AnomalyDetector] = {}
     for name, run in runs.items():
-        model: Any = load_model(run)[0]
+        model: Any = load_model(run, "cpu")[0]
         found[name] = ReconstructionDetector(model)
     found["mean image"] = mean_residual(setting.train)
     maps = {name: d.anomaly_map(x[:, None])[:, 0].cpu() for name, d in found.items()}

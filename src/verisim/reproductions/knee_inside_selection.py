@@ -82,7 +82,7 @@ def selection_row(folder: Path, dataset: Dataset, fresh: Images, seed: int) -> d
 
 def along(folder: Path, sets: Mapping[str, Images]) -> tuple[list[int], dict[str, Curve]]:
     """Steps of the snapshots, and scores of the reconstructions of each set at each of them."""
-    model: Any = load_model(folder)[0]
+    model: Any = load_model(folder, "cpu")[0]
     files = sorted(RunFolder(folder).averages.glob("step-*.safetensors"))
     parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in sets}
     for file in files:

@@ -138,7 +138,7 @@ def error_of_run(run: Path, real: Images, memo: Memo) -> dict[str, float]:
     """Denoising error of a run's model on held-out images; kept."""
 
     def measure() -> tuple[dict[str, Any], dict[str, Tensor]]:
-        model: Any = load_model(run)[0]
+        model: Any = load_model(run, "cpu")[0]
         return _estimate(denoising_error(model.denoise, real.pixels)), {}
 
     digest = read_metadata(run / "weights.safetensors")["sha256"]

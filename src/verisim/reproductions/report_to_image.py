@@ -157,7 +157,7 @@ def _autoencoder(run: Path, real: Images) -> dict[str, Any]:
     """PSNR of held-out images through the latent."""
     model, _ = load_model(run)
     with torch.no_grad():
-        again = torch.cat([model.decode(model.encode(x)) for x in real.pixels.split(64)])  # type: ignore[operator]
+        again = torch.cat([model.decode(model.encode(x)).cpu() for x in real.pixels.split(64)])  # type: ignore[operator]
     return asdict(mean_estimate(_psnr(real.pixels, again), 1000, generator("000-C5", 0)))
 
 
@@ -171,10 +171,10 @@ def _super_resolution(model: GenerativeModel, real: Images) -> dict[str, Any]:
     assert isinstance(model, SuperResolution)
     low = averaged(real.pixels, model.factor)
     results = {"bicubic": enlarged(low, model.factor), "real": real.pixels}
-    results["model"] = model.sample(len(low), low, generator("000-C5", 1))
+    results["model"] = model.sample(len(low), low, generator("000-C5", 1)).cpu()
     model.configure_sampling(consistent=True)
-    results["model, consistent"] = model.sample(len(low), low, generator("000-C5", 1))
-    results["without the low image"] = model.sample(len(low), None, generator("000-C5", 1))
+    results["model, consistent"] = model.sample(len(low), low, generator("000-C5", 1)).cpu()
+    results["without the low image"] = model.sample(len(low), None, generator("000-C5", 1)).cpu()
     energy = float(_gradient(real.pixels).mean())
     return {
         name: {
@@ -198,7 +198,7 @@ def _inpainting(model: GenerativeModel, real: Images) -> dict[str, Any]:
     mask = torch.ones(1, 1, n, n, dtype=torch.bool)
     mask[..., n // 4 : n // 2, n // 4 : n // 2] = False
     texts = model.read_texts(real.texts or ())
-    x = fill_in(model, real.pixels, mask, texts, generator=generator("000-C5", 3), resamples=3)
+    x = fill_in(model, real.pixels, mask, texts, generator=generator("000-C5", 3), resamples=3).cpu()
     known = (real.pixels * mask).flatten(1).sum(1) / mask.sum()
     flat = torch.where(mask, real.pixels, known.view(-1, 1, 1, 1))
     hole = ~mask.expand_as(x)

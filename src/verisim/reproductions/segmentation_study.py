@@ -238,7 +238,8 @@ def _marked(images: Images, channel: int, sign: float, level: float) -> Tensor:
 
 def _picture(path: Path, model: Any, test: Images, name: str) -> None:
     found = model.predict(test.pixels[:1])
-    atomic_write(path, overlay_png(test.pixels[0], found.mean[0], found.variance[0], name, masks_of(test)[0]))
+    mean, variance = found.mean[0].cpu(), found.variance[0].cpu()
+    atomic_write(path, overlay_png(test.pixels[0], mean, variance, name, masks_of(test)[0]))
 
 
 def _pooled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from verisim.data.folder import Dataset, load_images
 from verisim.data.listing import read_manifest
-from verisim.data.spec import Images, ImageSpec
+from verisim.data.spec import Images, ImageSpec, from_levels
 from verisim.errors import VerisimError
 from verisim.hub.published import find_published
 from verisim.hub.weights import load_model, read_card
@@ -67,14 +67,15 @@ def from_model(
     asked = held_out if asked is None else asked
     if asked.texts is not None and reads_texts(weights):
         key += f" {digest([asked.texts])}"
+    key += " 8 bits"
     if cache is not None and cache.exists() and read_metadata(cache).get("key") == key:
         state = load_state(cache)
     else:
         state = _draw(path, n, held_out, seed, chosen, likelihood, asked)
         if cache is not None:
             save_state(cache, state, header={"key": key})
-    images = Images(state["pixels"].float(), held_out.spec, state["labels"])
-    return Contestant(name, images.quantise(), state["facts"], metrics)
+    images = Images(from_levels(state["levels"], held_out.spec), held_out.spec, state["labels"])
+    return Contestant(name, images, state["facts"], metrics)
 
 
 def _draw(
@@ -107,7 +108,8 @@ def _draw(
     }
     if reader:
         facts["texts"] = "of real images" if texts else "none: their column was not named (--data.text)"
-    return {"pixels": made.images.pixels, "labels": labels if texts else made.images.labels, "facts": facts}
+    grey = replace(made.images, spec=held_out.spec).levels().to(torch.uint8)
+    return {"levels": grey, "labels": labels if texts else made.images.labels, "facts": facts}
 
 
 def reads_texts(path: Path) -> bool:

@@ -290,7 +290,9 @@ def _facts(
     model: GenerativeModel, settings: TrainSettings, images: Images, fingerprint: str
 ) -> dict[str, Any]:
     world = settings.devices * settings.num_nodes
+    gpu = torch.cuda.is_available() and settings.accelerator != "cpu"
     return {
+        "device": torch.cuda.get_device_name() if gpu else "CPU",
         "steps": model.step,
         "skipped_steps": model.skipped,
         "seconds": round(model.elapsed, 1),

@@ -185,6 +185,7 @@ class AgeGuidedDiffusion(GenerativeModel):
                 f"or more."
             )
         self.spec.check(x, "age_guided.at_age")
+        x = x.to(self.device)
         path = torch.linspace(0, level, (min(steps, level) or level) + 1).round().long()
         sigmas = [float(s) for s in self.table[path]]
         for now, then in pairwise(sigmas):  # encode
