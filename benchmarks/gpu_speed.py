@@ -5,7 +5,8 @@
 First the card's own ceilings: a product of 8192 x 8192 matrices (TFLOP/s) and a copy within its memory (GB/s). Then all
 networks in turn (A/B/C/A/B/C...), timed by CUDA events, at equal parameter counts (within 5 %): U-Nets of images and
 volumes four and twice as wide as those of network_speed.py, transformers three times as wide as those of
-transformer_speed.py. PyTorch's own settings: TF32 in convolutions, not in matrix products. Needs `pip install diffusers
+transformer_speed.py. PyTorch's own settings: TF32 in convolutions, not in matrix products, so that fp32
+rows of U-Nets exceed the ceiling of fp32 products. Needs `pip install diffusers
 einops`.
 """
 

@@ -60,15 +60,12 @@ def test_compiled_training(tmp_path):
 
 
 def test_counted_memory_is_the_cards(tmp_path):
-    """What `profile` counts without allocating is what CUDA's allocator holds, within a fifth."""
+    """What `profile` counts without allocating is what CUDA's allocator holds, within a twentieth; 8 GiB are needed."""
     out = tmp_path / "profile.json"
-    options = ["--data.size=64x64x64", "--training.batch_size=1", "--training.precision=float32"]
-    assert (
-        main(["profile", "B-D", "--variant", "small", "--model.patch=32", *options, "--out", str(out)]) == 0
-    )
+    assert main(["profile", "B-F", "--variant", "source", "--out", str(out)]) == 0
     found = json.loads(out.read_text())["resources"]
     counted = found["step_bytes"] + 4 * found["parameters"]
-    assert found["seconds"] > 0 and 0.8 < found["gpu_bytes"] / counted < 1.2
+    assert found["seconds"] > 0 and 0.95 < found["gpu_bytes"] / counted < 1.05
 
 
 @pytest.fixture

@@ -86,8 +86,10 @@ def load_model(path: Path | str, device: str = "auto") -> tuple[GenerativeModel,
     model.net.load_state_dict(net)
     model.load_extra_state(state["extra"])
     model.source = path
-    model.use_channels_last()
-    return model.to(choose_device(device)).eval(), card
+    where = choose_device(device)
+    if where.type == "cpu":  # slower on a GPU: benchmarks/gpu_speed.py
+        model.use_channels_last()
+    return model.to(where).eval(), card
 
 
 def resolve(path: Path | str) -> Path:
