@@ -34,6 +34,7 @@ REPRODUCTIONS = {
     "004-mark": "verisim.reproductions.cxr_mark",
     "004-artefact": "verisim.reproductions.cxr_artefact",
     "004-sweeps": "verisim.reproductions.cxr_sweeps",
+    "004-sizes": "verisim.reproductions.cxr_sizes",
     "16-bench": "verisim.reproductions.volumes_bench",
     "16-masked": "verisim.reproductions.masked_transformer",
     "17-few": "verisim.reproductions.few_steps",
