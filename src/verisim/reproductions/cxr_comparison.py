@@ -94,8 +94,13 @@ def _at_size(options: Options, scale: Scale, name: str, systems: tuple[str, ...]
     return found
 
 
-def judged(options: Options, scale: Scale, name: str, wanted: list[Job], data: DataSettings) -> Result:
-    """Train and sample the wanted runs, judge all in one table, write pictures and report."""
+def judged(
+    options: Options, scale: Scale, name: str, wanted: list[Job], data: DataSettings, part: str = ""
+) -> Result:
+    """Train and sample the wanted runs, judge all in one table, write pictures and report.
+
+    part: appended to the name of the result, where it is of some systems only.
+    """
     size = data.shape[-1]
     dataset = open_dataset(data)
     contestants = contestants_of(wanted, dataset, scale.count, options.out / "samples" / str(size))
@@ -113,8 +118,8 @@ def judged(options: Options, scale: Scale, name: str, wanted: list[Job], data: D
         f"images: {Path(options.data).name if options.data else 'phantoms'}",
         f"{_budget(scale, contestants)}; {scale.count} samples per run",
     ]
-    part = f"{size}px{'' if _devices(contestants) == {'CPU'} else '-gpu'}"
-    found = Result(name, options.scale, claims(results, size), {}, notes, part=part)
+    gpu = "" if _devices(contestants) == {"CPU"} else "-gpu"
+    found = Result(name, options.scale, claims(results, size), {}, notes, part=f"{size}px{gpu}{part}")
     found.report = _pictures(options, found, size, results, contestants, dataset)
     found.numbers = {str(size): committable(results)}
     return found

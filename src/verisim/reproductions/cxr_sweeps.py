@@ -45,7 +45,8 @@ def run(options: Options) -> Iterator[Result]:
             chosen = variant.replace("small", "full") if full else variant
             folder = options.out / "runs" / str(size) / name.replace(" ", "_")
             wanted.append(Job(recipe, chosen, folder, dict(common)))
-    found = judged(options, scale, "004-sweeps", wanted, data)
+    some = f"-{'+'.join(baselines)}" if options.systems else ""
+    found = judged(options, scale, "004-sweeps", wanted, data, some)
     found.claims = _claims(found.numbers[str(size)])
     yield found
 
