@@ -8,6 +8,7 @@ import torch
 from verisim.cli.main import main
 from verisim.devices import VARIABLE, choose_device, use_device
 from verisim.errors import VerisimError
+from verisim.training.settings import TrainSettings
 
 
 def test_automatic_choice(monkeypatch):
@@ -17,6 +18,7 @@ def test_automatic_choice(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device().type == "cuda" and choose_device("cuda:1").index == 1
+    assert [TrainSettings(max_steps=1, accelerator=a).device for a in ("auto", "cpu")] == ["cuda", "cpu"]
     monkeypatch.setenv(VARIABLE, "cpu")
     assert choose_device().type == "cpu" and choose_device("cuda").type == "cuda"
     use_device("auto")

@@ -61,7 +61,6 @@ def _measure(kind: str, settings: dict[str, Any], training: Any, data: Any, clas
     spec = ImageSpec(data.shape, data.channel_count)
     model = build_model(kind, settings, spec, classes)
     x = torch.rand(1, *spec.shape, generator=generator("profile", training.seed)) * 2 - 1
-    gpu = torch.cuda.is_available() and training.accelerator != "cpu"
     return measure(
         model,
         x,
@@ -70,7 +69,7 @@ def _measure(kind: str, settings: dict[str, Any], training: Any, data: Any, clas
         texts=("Heart and lungs.",) * training.batch_size if settings.get("text") else None,
         precision=training.precision,
         ema=training.ema > 0,
-        device="cuda" if gpu else "cpu",
+        device=training.device,
         timed=steps,
     )
 

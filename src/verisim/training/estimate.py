@@ -22,15 +22,16 @@ class Estimate:
     training_bytes: int  # weights, gradients, optimiser, moving average, saved activations
     seconds_per_step: float | None  # None: a step does not fit into this machine's memory
     steps: int | None
+    device: str  # where the step was run
 
     def print(self) -> None:
         table = Table(title="dry run: nothing was trained", show_header=False)
         table.add_row("parameters", f"{self.parameters:,}")
         table.add_row("memory while training", f"{self.training_bytes / 2**30:.2f} GiB (without the images)")
         if self.seconds_per_step is None:
-            table.add_row("one step", "does not fit into this machine's memory")
+            table.add_row("one step", f"does not fit into the memory of this machine's {self.device}")
         else:
-            table.add_row("one step", f"{self.seconds_per_step:.2f} s on this machine's CPU")
+            table.add_row("one step", f"{self.seconds_per_step:.2g} s on this machine's {self.device}")
         if self.steps and self.seconds_per_step is not None:
             minutes = self.steps * self.seconds_per_step / 60
             table.add_row("whole run", f"{self.steps} steps, about {minutes:.0f} min")
@@ -55,6 +56,7 @@ def estimate(plan: ModelPlan, dataset: Dataset, settings: TrainSettings) -> Esti
         texts=images.texts,
         precision=settings.precision,
         ema=settings.ema > 0,
+        device=settings.device,
     )
     seconds = None if found.seconds is None else found.seconds * settings.accumulate
-    return Estimate(found.parameters, found.training_bytes, seconds, settings.max_steps or None)
+    return Estimate(found.parameters, found.training_bytes, seconds, settings.max_steps or None, found.device)

@@ -75,7 +75,7 @@ def measure(
         found = _run(model, x, label, precision, device, timed)
     return Resources(
         tuple(x.shape), precision, parameters, learning, counted.saved, counted.peak, forward, training,
-        allocated, _name(device), **found,
+        allocated, device_name(device), **found,
     )  # fmt: skip
 
 
@@ -140,7 +140,8 @@ def _autocast(device: str, precision: str) -> Any:
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
-def _name(device: str) -> str:
+def device_name(device: str) -> str:
+    """'CPU', or what the GPU is called."""
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 

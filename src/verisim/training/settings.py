@@ -92,6 +92,13 @@ class TrainSettings:
                 f"training.ema is {self.ema}; it must be in [0, 1), e.g. 0.999, or 0 for none."
             )
 
+    @property
+    def device(self) -> Literal["cuda", "cpu"]:
+        """Where a run with these settings trains here."""
+        import torch
+
+        return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
     def _check_sharding(self) -> None:
         """VerisimError for what needs whole networks while they train."""
         if self.strategy != "fsdp":

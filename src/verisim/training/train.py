@@ -37,6 +37,7 @@ from verisim.training.callbacks import (
 )
 from verisim.training.checkpoint import SafeCheckpointIO, load_state
 from verisim.training.compiling import compile_network, compiler_failed
+from verisim.training.resources import device_name
 from verisim.training.run_folder import RunFolder
 from verisim.training.selection import Selection, check_selectable, hold_out, take_selected
 from verisim.training.settings import TrainSettings
@@ -290,9 +291,8 @@ def _facts(
     model: GenerativeModel, settings: TrainSettings, images: Images, fingerprint: str
 ) -> dict[str, Any]:
     world = settings.devices * settings.num_nodes
-    gpu = torch.cuda.is_available() and settings.accelerator != "cpu"
     return {
-        "device": torch.cuda.get_device_name() if gpu else "CPU",
+        "device": device_name(settings.device),
         "steps": model.step,
         "skipped_steps": model.skipped,
         "seconds": round(model.elapsed, 1),
