@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -24,6 +24,7 @@ from verisim.metrics.marginals import compare_factors
 from verisim.metrics.memo import Memo
 from verisim.models import build_model
 from verisim.phantoms import PHANTOMS
+from verisim.reproductions.result import Options
 from verisim.seeding import generator
 from verisim.tasks.comparison import held_out
 from verisim.tasks.contestants import Contestant
@@ -33,27 +34,41 @@ from verisim.training.run_folder import RunFolder
 More = Callable[[Images, Images, torch.Generator], dict[str, Any]]  # fakes, reals -> further measures
 
 
+class BenchScale(Protocol):
+    """What a scale says of a bench."""
+
+    @property
+    def count(self) -> int: ...  # real images and noise images of the controls
+    @property
+    def pairs(self) -> int: ...  # of images for MS-SSIM
+    @property
+    def domain_steps(self) -> int: ...  # training steps of the domain network; 0 = random features alone
+
+
 class Bench:
     """Everything that a set of images is measured by, against the held-out real ones."""
 
     def __init__(
         self,
+        options: Options,  # its working folder keeps what was measured
+        scale: BenchScale,
         dataset: Dataset,
         kind: str,  # image or volume; seeds the resampling and the noise
-        *,
-        count: int,  # real images and noise images of the controls
-        pairs: int,  # of images for MS-SSIM
-        domain_steps: int,  # training steps of the domain network; 0 = random features alone
-        anatomy: str,  # phantom whose ruler applies; "" = none
-        memo: Memo,
+        phantom: str,  # whose ruler applies where the images are phantoms
         more: More | None = None,
     ) -> None:
         self.train, self.real = dataset["train"].quantise(), held_out(dataset)
-        self.kind, self.count, self.pairs, self.anatomy = kind, count, pairs, anatomy
-        self.memo, self.more = memo, more
+        self.kind, self.count, self.pairs = kind, scale.count, scale.pairs
+        self.anatomy = "" if options.data else phantom
+        self.memo, self.more = Memo(options.out / "measured"), more
         self.networks: list[FeatureNetwork] = [random_features(self.train)]
-        if domain_steps:
-            self.networks.append(domain_features(self.train, 0, domain_steps))
+        if scale.domain_steps:
+            self.networks.append(domain_features(self.train, 0, scale.domain_steps))
+
+    @property
+    def note(self) -> str:
+        """Which feature networks measure, for a result's notes."""
+        return "features: " + ", ".join(f"{n.label} {n.sha256[:12]}" for n in self.networks)
 
     def table(self, contestants: Sequence[Contestant]) -> dict[str, Any]:
         """ "rows": the measures of every contestant beside what it says of itself; "controls": those of the controls."""

@@ -66,6 +66,11 @@ class Scale:
     longest: int = 1000  # steps of the longest chain that is drawn
     tiny: bool = False  # networks of a few channels, to see that it runs
 
+    @property
+    def pairs(self) -> int:
+        """Of images for MS-SSIM."""
+        return min(200, self.count)
+
 
 SCALES = {
     "smoke": Scale(16, 1, 0.03, 64, 200, 0, 5, 4, 128, (1, 2, 250), 2, longest=10, tiny=True),
@@ -98,16 +103,8 @@ def _trained(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
     jobs = [_job(options.out, data, s, seed, scale) for seed in range(scale.seeds) for s in systems]
     train_all(jobs)
     contestants = draw(jobs, dataset, scale, options.out / "samples" / str(scale.size))
-    memo = Memo(options.out / "measured")
-    bench = Bench(
-        dataset,
-        "image",
-        count=scale.count,
-        pairs=min(200, scale.count),
-        domain_steps=scale.domain_steps,
-        anatomy="" if options.data else "chest",
-        memo=memo,
-    )
+    bench = Bench(options, scale, dataset, "image", "chest")
+    memo = bench.memo
     classes = {
         c.name: _classes(c.images, dataset, scale, memo) for c in contestants if c.name.startswith("2-CFG")
     }

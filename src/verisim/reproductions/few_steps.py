@@ -23,7 +23,6 @@ from verisim.hub.weights import load_model, read_card
 from verisim.metrics.bootstrap import Estimate
 from verisim.metrics.diversity import diversity_ratio
 from verisim.metrics.features import random_features
-from verisim.metrics.memo import Memo
 from verisim.reports.figures import dots_png
 from verisim.reproductions.bench import Bench, save_pictures
 from verisim.reproductions.few_steps_claims import ADVERSARIAL, STUDENT, TEACHER, claims, in_steps
@@ -83,16 +82,7 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
     students = student_jobs(runs, data, scale) if STUDENT in systems else []
     train_all(students)
     contestants = draw([*first, *students], dataset, scale, options.out / "samples" / str(scale.size))
-    bench = Bench(
-        dataset,
-        "image",
-        count=scale.count,
-        pairs=scale.pairs,
-        domain_steps=scale.domain_steps,
-        anatomy="" if options.data else "chest",
-        memo=Memo(options.out / "measured"),
-        more=_diversity,
-    )
+    bench = Bench(options, scale, dataset, "image", "chest", _diversity)
     numbers = bench.table(contestants)
     notes = [
         f"images: {Path(options.data).name if options.data else 'chest phantoms'}, {scale.size} pixels",
@@ -101,7 +91,7 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
         f"students: {scale.fine} steps halved until theirs; the length of a phase follows from the teacher's speed",
         f"{TEACHER}:SAMPLER-N: the teacher in N steps, by " + ", ".join(f"{k} on the grid '{v}'" for k, v in SAMPLERS.items()),
         "seconds_per_image: wall clock while drawing; network_evaluations: counted",
-        "features: " + ", ".join(f"{n.label} {n.sha256[:12]}" for n in bench.networks),
+        bench.note,
     ]  # fmt: skip
     found = Result("17-few", options.scale, claims(numbers), {str(scale.size): numbers}, notes, part=part)
     _pictures(options.results / "figures" / found.name, contestants, numbers)

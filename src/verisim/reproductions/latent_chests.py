@@ -16,7 +16,6 @@ import torch
 
 from verisim.data.folder import Dataset
 from verisim.hub.weights import load_model
-from verisim.metrics.memo import Memo
 from verisim.reproductions.bench import Bench, save_pictures, saved_megabytes
 from verisim.reproductions.bench_claims import against, controls, nearer
 from verisim.reproductions.result import Claim, Options, Result
@@ -70,15 +69,7 @@ def _at_size(options: Options, scale: Scale) -> Result:
     train_all(systems)
     cache = options.out / "samples" / (source or "phantoms") / str(scale.size)
     contestants = draw(stages, systems, dataset, scale, cache)
-    bench = Bench(
-        dataset,
-        "image",
-        count=scale.count,
-        pairs=scale.pairs,
-        domain_steps=scale.domain_steps,
-        anatomy="" if options.data else "chest_findings",
-        memo=Memo(options.out / "measured"),
-    )
+    bench = Bench(options, scale, dataset, "image", "chest_findings")
     memory = {j.folder.name: saved_megabytes(j.folder, dataset["train"]) for j in [*stages, *systems]}
     numbers = {**bench.table(contestants), "memory": memory}
     notes = [
@@ -88,7 +79,7 @@ def _at_size(options: Options, scale: Scale) -> Result:
         f"{STAGE}:PRIOR: the autoencoder's decoder fed with latents from N(0, I) or from a fitted Gaussian; "
         f"{CEILING}: training images through the autoencoder",
         "memory: MiB that the forward pass of a training step keeps for the backward pass, one image, weights left out",
-        "features: " + ", ".join(f"{n.label} {n.sha256[:12]}" for n in bench.networks),
+        bench.note,
     ]
     part = f"{source}-{scale.size}px" if source else f"{scale.size}px"
     found = Result("000-C5c", options.scale, claims(numbers), {str(scale.size): numbers}, notes, part=part)

@@ -71,21 +71,12 @@ def _at_size(options: Options, scale: Scale) -> Result:
     runs = options.out / "runs" / cube
     wanted = [_job(runs, data, system, seed, scale) for seed in range(scale.seeds) for system in SHARES]
     train_all(wanted)
-    memo = Memo(options.out / "measured")
-    bench = Bench(
-        dataset,
-        "volume",
-        count=scale.count,
-        pairs=scale.pairs,
-        domain_steps=scale.domain_steps,
-        anatomy="" if options.data else "brain",
-        memo=memo,
-    )
+    bench = Bench(options, scale, dataset, "volume", "brain")
     contestants = [_drawn(j, scale, bench.real, options.out / "samples" / cube) for j in wanted]
     numbers = bench.table(contestants)
     for job, c in zip(wanted, contestants, strict=True):
         numbers["rows"][c.name] |= costs(job.folder, dataset["train"])
-        numbers["rows"][c.name]["error"] = error_of_run(job.folder, bench.real, memo)
+        numbers["rows"][c.name]["error"] = error_of_run(job.folder, bench.real, bench.memo)
     mean = dataset["train"].pixels.mean(0, keepdim=True)
     flat = denoising_error(lambda x, _: mean.expand_as(x), bench.real.pixels)
     numbers["controls"]["mean volume"] = {"error": _estimate(flat)}
@@ -96,7 +87,7 @@ def _at_size(options: Options, scale: Scale) -> Result:
         + ", ".join(f"{v:g}" for v in LEVELS)
         + "; 'mean volume' gives the same answer at all of them",
         "memory: MiB that the forward pass of a training step keeps for the backward pass, one volume, weights left out",
-        "features: " + ", ".join(f"{n.label} {n.sha256[:12]}" for n in bench.networks),
+        bench.note,
     ]
     part = f"{scale.size}vox"
     found = Result("16-masked", options.scale, claims(numbers), {cube: numbers}, notes, part=part)

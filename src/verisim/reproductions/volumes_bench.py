@@ -17,7 +17,6 @@ import torch
 
 from verisim.data.folder import Dataset
 from verisim.data.spec import Images
-from verisim.metrics.memo import Memo
 from verisim.metrics.slices import slice_consistency
 from verisim.reproductions.bench import Bench, save_pictures, saved_megabytes
 from verisim.reproductions.result import Options, Result
@@ -76,16 +75,7 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
     train_all(stages)
     train_all(wanted)
     contestants = draw(wanted, dataset, scale, options.out / "samples" / cube)
-    bench = Bench(
-        dataset,
-        "volume",
-        count=scale.count,
-        pairs=scale.pairs,
-        domain_steps=scale.domain_steps,
-        anatomy="" if options.data else "brain",
-        memo=Memo(options.out / "measured"),
-        more=_slices,
-    )
+    bench = Bench(options, scale, dataset, "volume", "brain", _slices)
     memory = {j.folder.name: saved_megabytes(j.folder, dataset["train"]) for j in [*stages, *wanted]}
     numbers = {**bench.table(contestants), "memory": memory}
     minutes = f"{scale.minutes:g} processor minutes" if scale.minutes else "the recipe's own budget"
@@ -95,7 +85,7 @@ def _at_size(options: Options, scale: Scale, systems: tuple[str, ...]) -> Result
         f"seed(s); {scale.count} volumes per run",
         f"16-G draws each set of slices with the sets before it, so with {SLICES['steps']} steps of DPM-Solver++ at most",
         "memory: MiB that the forward pass of a training step keeps for the backward pass, one volume, weights left out",
-        "features: " + ", ".join(f"{n.label} {n.sha256[:12]}" for n in bench.networks),
+        bench.note,
     ]
     found = Result("16-bench", options.scale, claims(numbers), {cube: numbers}, notes, part=f"{scale.size}px")
     save_pictures(options.results / "figures" / found.name, contestants, 16)
