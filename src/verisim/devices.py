@@ -44,7 +44,7 @@ def use_device(name: str) -> None:
 
 
 def memory_asked(error: Exception) -> str | None:
-    """' 20.0 GiB' that an allocation wanted, '' where the error does not say, None for another error."""
+    """' (20 GiB more were asked for)' of a failed allocation, '' where it does not say, None for another error."""
     text = str(error)
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
         return None

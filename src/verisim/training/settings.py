@@ -28,7 +28,7 @@ class TrainSettings:
         precision: bf16 halves memory and is faster on recent CPUs and GPUs
         clip: largest gradient norm; 0 = no clipping (GANs clip on their own)
         compile: backend of torch.compile for networks that are called as a whole, e.g. inductor; empty = none
-        channels_last: memory layout; helps CPUs where channels are few; slows wide networks on CPUs, and all that were measured on a GPU
+        channels_last: memory layout; helps CPUs where channels are few; slows wide networks on CPUs, and U-Nets on a GPU
         seed: seed of weights, data order and noise
         checkpoint_minutes: time between checkpoints
         checkpoint_steps: steps between checkpoints; 0 = by time alone
