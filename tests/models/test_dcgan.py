@@ -120,6 +120,68 @@ def test_spectral_norm_bounds_every_singular_value():
         assert float(torch.linalg.matrix_norm(w.detach().flatten(1), 2)) == pytest.approx(1, abs=0.02)
 
 
+WGAN_GP = {
+    "loss": "wasserstein",
+    "gradient_penalty": 10.0,
+    "critic_steps": 5,
+    "r1": 0.0,
+    "minibatch_std": False,
+    "lr_ratio": 1.0,
+    "beta1": 0.0,
+    "beta2": 0.9,
+}
+
+
+def test_critic_steps_train_the_generator_at_every_fifth_batch():
+    """WGAN-GP: D learns from every batch, G from the last of five."""
+    model, x = build(**WGAN_GP), blobs(8, 16)
+    names = [name for name, _ in model.net.named_parameters()]
+    moved = []
+    for step in range(10):
+        g, d = state(model.net), state(model.discriminator)
+        model.training_step({"image": x}, step)
+        assert changed(model.discriminator, d)
+        moved.append(bool(changed(model.net, g) & set(names)))
+        model.step += 1
+    assert moved == [False] * 4 + [True] + [False] * 4 + [True]
+
+
+def test_gradient_penalty_keeps_the_critics_slope_near_one():
+    """After forty steps the critic's gradient between real and fake is about 1; without the penalty it is not."""
+    from verisim.models.adversarial.losses import gradient_penalty
+
+    def slope_error(**settings) -> float:
+        model, x = build(**{**WGAN_GP, "lr": 2e-3, **settings}), blobs(64, 16)
+        train(model, x, 40, 32)
+        with torch.no_grad():
+            fake = model.net(torch.randn(64, 16))
+        return float(gradient_penalty(model.discriminator, x, fake).mean())
+
+    bounded, free = slope_error(), slope_error(gradient_penalty=1e-9)
+    assert bounded < 0.3 and free > 3 * bounded
+
+
+def test_a_critic_without_bounded_slope_or_with_mixed_images_is_refused():
+    with pytest.raises(VerisimError, match=r"no lower bound.*--model.gradient_penalty 10"):
+        build(loss="wasserstein")
+    with pytest.raises(VerisimError, match=r"--model.minibatch_std false"):
+        build(**{**WGAN_GP, "minibatch_std": True})
+    with pytest.raises(VerisimError, match="critic_steps is 0"):
+        build(critic_steps=0)
+
+
+@pytest.mark.parametrize("size", [(17, 9), (6, 5, 4)])
+def test_dense_networks_take_any_size(size):
+    """A fully connected GAN: 2D, 3D, classes, spectral norm; its weights count as three hidden layers do."""
+    model = DCGAN(ImageSpec(size), 3, network="dense", hidden=20, latent=16, spectral_norm=True)
+    pixels = model.spec.dims
+    assert count(model.net) == 3 * 32 + (16 + 32 + 1) * 20 + 2 * 21 * 20 + 21 * pixels
+    x = model.sample(4, torch.tensor([0, 1, 2, 0]))
+    assert x.shape == (4, 1, *size) and float(x.abs().max()) <= 1
+    loss, _ = model.discriminator_loss(x, x.flip(0), torch.tensor([0, 1, 2, 0]))
+    assert loss.shape == (4,) and torch.isfinite(loss).all()
+
+
 def test_minibatch_std_is_zero_for_identical_images():
     """No spread, no signal: exactly 0, so that it cannot hide a collapse."""
     h = torch.randn(1, 3, 4, 4).expand(8, -1, -1, -1)
@@ -244,11 +306,19 @@ def train(model: DCGAN, x: Tensor, steps: int, batch: int) -> None:
         model.end_step()
 
 
-@pytest.mark.parametrize("form", ["corrected", "literal"])
+FORMS = {
+    "corrected": {"lr": 1e-3},
+    "literal": {**X_G0, **SMALL},
+    "wgan-gp": {**WGAN_GP, "lr": 2e-3, "critic_steps": 1},
+    "sn": {"loss": "hinge", "spectral_norm": True, "r1": 0.0, "minibatch_std": False, "lr": 1e-3},
+    "dense": {"network": "dense", "hidden": 64, "minibatch_std": False, "lr": 1e-3},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_sixty_steps_stay_finite(form):
-    """Both forms run without a non-finite number; the corrected one's mean image nears the data's."""
-    settings = {**X_G0, **SMALL} if form == "literal" else {"lr": 1e-3}
-    model, x = build(**settings), blobs(256, 16)
+    """All forms run without a non-finite number; but for the literal one's, the mean image nears the data's."""
+    model, x = build(**FORMS[form]), blobs(256, 16)
     model.enable_ema(0.9)
     before = float((model.sample(64).mean(0) - x.mean(0)).square().mean())
     train(model, x, 60, 32)

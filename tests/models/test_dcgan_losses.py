@@ -11,6 +11,7 @@ from verisim.models.adversarial.augment import AUGMENTATIONS, augment, parse_pol
 from verisim.models.adversarial.losses import (
     DIVERSITY,
     LOSSES,
+    gradient_penalty,
     hinged_diversity,
     mean_pairwise_distance,
     r1_penalty,
@@ -140,3 +141,29 @@ def test_policy_is_parsed_and_checked():
     assert augment(x, ()) is x
     with pytest.raises(VerisimError, match="Unknown augmentation 'flip'"):
         parse_policy("translation,flip")
+
+
+def test_wasserstein_loss_is_minus_the_difference_of_means():
+    """D maximises mean(real) - mean(fake), without saturation at any score."""
+    real, fake = torch.tensor([3.0, 1000.0]), torch.tensor([-2.0, -1000.0])
+    torch.testing.assert_close(LOSSES["wasserstein"].discriminator(real, fake), torch.tensor([-5.0, -2000.0]))
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.0, 3.0])
+def test_gradient_penalty_of_a_linear_critic(slope):
+    """D(x) = slope <w, x> with ||w|| = 1 has gradient norm `slope` everywhere: the penalty is (slope - 1)^2."""
+    w = torch.randn(1, 8, 8, generator=G)
+    w = (w / w.norm()).requires_grad_()
+    x = torch.randn(2, 4, 1, 8, 8, generator=G)
+    found = gradient_penalty(lambda y: slope * (y * w).flatten(1).sum(1), x[0], x[1])
+    torch.testing.assert_close(found, torch.full((4,), (slope - 1) ** 2), rtol=1e-4, atol=1e-6)
+    found.sum().backward()  # second order: it teaches the critic
+    assert (float(w.grad.abs().max()) > 1e-3) == (slope != 1.0)
+
+
+def test_gradient_penalty_looks_between_real_and_fake():
+    """With D(x) = x^2 / 2 the gradient norm is |x|: its values lie between those of both images, and vary."""
+    torch.manual_seed(0)
+    real, fake = torch.full((64, 1), 3.0), torch.full((64, 1), 1.0)
+    norm = gradient_penalty(lambda x: 0.5 * x.square().sum(1), real, fake).sqrt() + 1
+    assert 1.0 <= float(norm.min()) < 1.2 and 2.8 < float(norm.max()) <= 3.0

@@ -3,7 +3,7 @@
 Literal (X-G0): BCE on a sigmoid, batch norm in both networks, a diversity term without bound. It
 collapses at 128 px. Corrected (X-G-fix, the defaults): logits, R1 (or spectral norm) instead of batch
 norm in D, minibatch standard deviation instead of the diversity term, augmentation by shifts and never
-by flips, and D twice as fast as G.
+by flips, and D twice as fast as G. WGAN-GP, SN-GAN and the fully connected GAN (X-B1) by settings too.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from verisim.data.spec import ImageSpec
 from verisim.errors import VerisimError
 from verisim.models.adversarial.augment import augment as augmented
 from verisim.models.adversarial.augment import parse_policy
-from verisim.models.adversarial.losses import DIVERSITY, LOSSES, r1_penalty
+from verisim.models.adversarial.dense import DenseDiscriminator, DenseGenerator
+from verisim.models.adversarial.losses import DIVERSITY, LOSSES, gradient_penalty, r1_penalty
 from verisim.models.adversarial.networks import (
     Discriminator,
     Generator,
     check_size,
     hold_buffers,
     init_weights,
+    normalise_spectrally,
 )
 from verisim.models.base import GenerativeModel, Loss, SamplingOptions
 
@@ -40,17 +42,18 @@ class DCGANOptions(SamplingOptions):
 
 
 class DCGAN(GenerativeModel):
-    """Deep convolutional GAN on square or cubic images with a side of 16, 32, 64, 128 or 256 pixels.
+    """GAN, by default deep and convolutional on square or cubic images with a side of 16, 32, 64, 128 or 256 pixels.
 
     `net` is the generator. Trains with manual optimisation: a trainer's own gradient clipping and
     accumulation do not apply (use `clip`), and each batch counts as two optimiser steps in Lightning's
-    `global_step`. Fakes take the classes of the real batch. Raises VerisimError for other sizes.
+    `global_step`. Fakes take the classes of the real batch. Raises VerisimError for other sizes (dense
+    networks take any).
     """
 
     family = "gan"
     Options = DCGANOptions
     options: DCGANOptions
-    net: Generator
+    net: Generator | DenseGenerator
     skips_parameters = True  # each step trains one network and leaves the other's alone
 
     def __init__(
@@ -62,7 +65,9 @@ class DCGAN(GenerativeModel):
         nf: int = 64,  # channels of the stage next to the image, in both networks
         max_width: int = 512,  # upper bound of channels (the source has none: 4096)
         slope: float = 0.2,  # of LeakyReLU in both networks; 0 = ReLU
-        loss: Literal["softplus", "hinge", "bce"] = "softplus",  # bce = sigmoid + BCELoss (source)
+        loss: Literal[
+            "softplus", "hinge", "bce", "wasserstein"
+        ] = "softplus",  # bce = sigmoid + BCELoss (source)
         discriminator_norm: Literal["none", "batch"] = "none",  # batch norm in D (source)
         spectral_norm: bool = False,  # spectral normalisation of D
         minibatch_std: bool = True,  # D sees how much the images of a batch differ
@@ -78,26 +83,52 @@ class DCGAN(GenerativeModel):
         init_std: float = 0.02,  # standard deviation of initial weights
         clip: float = 0.0,  # largest gradient norm per network; 0 = no clipping
         hold_statistics: bool = True,  # G's step leaves D's buffers alone (False: as in the source)
+        gradient_penalty: float = 0.0,  # lambda of the penalty between real and fake (WGAN-GP: 10); 0 = off
+        critic_steps: int = 1,  # batches that train D for each one that trains G too (WGAN-GP: 5)
+        network: Literal["convolutional", "dense"] = "convolutional",  # dense = fully connected, both
+        hidden: int = 512,  # units of each hidden layer of dense networks
     ) -> None:
         super().__init__(spec, num_classes)
         self.automatic_optimization = False
-        side, dims = check_size(spec.size), spec.spatial_dims
-        self.net = Generator(side, dims, spec.channels, latent, nf, max_width, slope, num_classes)
-        self.discriminator = Discriminator(
-            side,
-            dims,
-            spec.channels,
-            nf,
-            max_width,
-            slope,
-            discriminator_norm == "batch",
-            spectral_norm,
-            minibatch_std,
-            num_classes,
-        )
+        if critic_steps < 1:
+            raise VerisimError(f"--model.critic_steps is {critic_steps}; it must be 1 or more.")
+        if loss == "wasserstein" and not (gradient_penalty or spectral_norm):
+            raise VerisimError(
+                "The Wasserstein loss has no lower bound unless D's slope has an upper one: set "
+                "--model.gradient_penalty 10 or --model.spectral_norm true."
+            )
+        if (
+            gradient_penalty
+            and network == "convolutional"
+            and (minibatch_std or discriminator_norm == "batch")
+        ):
+            raise VerisimError(
+                "A gradient penalty asks for each image's own gradient, but this discriminator looks at whole "
+                "batches: set --model.minibatch_std false and --model.discriminator_norm none."
+            )
+        if network == "dense":
+            self.net = DenseGenerator(spec, latent, hidden, slope, num_classes)
+            self.discriminator: Discriminator | DenseDiscriminator = DenseDiscriminator(
+                spec, hidden, slope, num_classes
+            )
+        else:
+            side, dims = check_size(spec.size), spec.spatial_dims
+            self.net = Generator(side, dims, spec.channels, latent, nf, max_width, slope, num_classes)
+            self.discriminator = Discriminator(
+                side,
+                dims,
+                spec.channels,
+                nf,
+                max_width,
+                slope,
+                discriminator_norm == "batch",
+                minibatch_std,
+                num_classes,
+            )
         init_weights(self.net, init_std)
         init_weights(self.discriminator, init_std)
-        self.discriminator.normalise()
+        if spectral_norm:
+            normalise_spectrally(self.discriminator)
         self.latent = latent
         self.loss = LOSSES[loss]
         self.policy = parse_policy(augment)
@@ -107,6 +138,7 @@ class DCGAN(GenerativeModel):
         self.lr, self.lr_ratio, self.betas = lr, lr_ratio, (beta1, beta2)
         self.clip = clip
         self.hold_statistics = hold_statistics
+        self.gp, self.critic_steps = gradient_penalty, critic_steps
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -118,16 +150,19 @@ class DCGAN(GenerativeModel):
         ]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """One step of D on real and fake images, then one of G on the same fakes.
+        """One step of D on real and fake images; then, at every critic_steps-th batch, one of G on the same fakes.
 
         G runs once, before both steps: its running statistics move once per batch.
         """
         x = batch["image"]  # (B, C, *S)
         label = batch["label"] if self.num_classes else None  # (B,)
         optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
-        fake = self.net(torch.randn(len(x), self.latent, device=x.device), label)
+        turn_of_g = (self.step + 1) % self.critic_steps == 0
+        with torch.set_grad_enabled(turn_of_g):
+            fake = self.net(torch.randn(len(x), self.latent, device=x.device), label)
         parts = self.discriminator_step(x, fake.detach(), label, optimizer_d)
-        parts |= self.generator_step(fake, x, label, optimizer_g)
+        if turn_of_g:
+            parts |= self.generator_step(fake, x, label, optimizer_g)
         self.log_parts(parts)
 
     def trial_loss(self, x: Tensor, label: Tensor | None) -> Tensor:
@@ -158,16 +193,23 @@ class DCGAN(GenerativeModel):
         return {"g_loss": loss, **parts}
 
     def discriminator_loss(self, x: Tensor, fake: Tensor, label: Tensor | None) -> Loss:
-        """Adversarial loss of D, plus gamma/2 ||grad_x D(x)||^2 at every r1_interval-th step."""
+        """Adversarial loss of D, plus gamma/2 ||grad_x D(x)||^2 at every r1_interval-th step.
+
+        With gradient_penalty lambda also lambda (||grad D|| - 1)^2 between what D saw of real and fake images.
+        """
         penalise = self.r1 > 0 and self.step % self.r1_interval == 0
         x = x.detach().requires_grad_(penalise)
-        real_score = self.discriminator(augmented(x, self.policy), label)  # (B,)
-        fake_score = self.discriminator(augmented(fake, self.policy), label)  # (B,)
+        real, false = augmented(x, self.policy), augmented(fake, self.policy)
+        real_score = self.discriminator(real, label)  # (B,)
+        fake_score = self.discriminator(false, label)  # (B,)
         loss = self.loss.discriminator(real_score, fake_score)
         parts = {"d_real": real_score, "d_fake": fake_score}
         if penalise:
             parts["r1"] = r1_penalty(real_score, x)
             loss = loss + self.r1 * self.r1_interval * parts["r1"]
+        if self.gp:
+            parts["gp"] = gradient_penalty(lambda between: self.discriminator(between, label), real, false)
+            loss = loss + self.gp * parts["gp"]
         return loss, parts
 
     def generator_loss(self, fake: Tensor, x: Tensor, label: Tensor | None) -> Loss:

@@ -1,7 +1,8 @@
-"""What the two players of a GAN minimise: adversarial losses, diversity terms and the R1 penalty.
+"""What the two players of a GAN minimise: adversarial losses, diversity terms and gradient penalties.
 
 Scores are logits s (B,), one per image: larger means "real". Every loss is per sample. Sources:
-004 section 3 G; non-saturating loss: Goodfellow 2014; hinge: Lim & Ye 2017; R1: Mescheder 2018, eq. 9.
+004 section 3 G; non-saturating loss: Goodfellow 2014; hinge: Lim & Ye 2017; R1: Mescheder 2018, eq. 9;
+Wasserstein: Arjovsky 2017; its gradient penalty: Gulrajani 2017, eq. 3.
 """
 
 from __future__ import annotations
@@ -43,8 +44,13 @@ HINGE = AdversarialLoss(
     discriminator=lambda real, fake: F.relu(1 - real) + F.relu(1 + fake),
     generator=lambda fake: -fake,
 )
+# -discriminator estimates the Wasserstein-1 distance, if D is 1-Lipschitz: see gradient_penalty.
+WASSERSTEIN = AdversarialLoss(
+    discriminator=lambda real, fake: fake - real,
+    generator=lambda fake: -fake,
+)
 
-LOSSES = {"bce": BCE, "softplus": SOFTPLUS, "hinge": HINGE}
+LOSSES = {"bce": BCE, "softplus": SOFTPLUS, "hinge": HINGE, "wasserstein": WASSERSTEIN}
 
 
 def mean_pairwise_distance(x: Tensor) -> Tensor:
@@ -75,3 +81,11 @@ def r1_penalty(score: Tensor, real: Tensor) -> Tensor:
     """1/2 ||d s / d x||^2 per real image (B,); `real` (B, C, *S) must require grad and have made `score`."""
     (gradient,) = torch.autograd.grad(score.sum(), real, create_graph=True)
     return 0.5 * gradient.flatten(1).square().sum(1)
+
+
+def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    """(||d s / d x||_2 - 1)^2 (B,) at x = u real + (1 - u) fake, u ~ U(0, 1) per image of (B, C, *S)."""
+    u = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
+    x = torch.lerp(fake.detach(), real.detach(), u).requires_grad_()
+    (gradient,) = torch.autograd.grad(score(x).sum(), x, create_graph=True)
+    return (gradient.float().flatten(1).norm(dim=1) - 1).square()

@@ -108,7 +108,6 @@ class Discriminator(nn.Module):
         max_width: int,  # upper bound of all channel counts
         slope: float,  # of LeakyReLU
         batch_norm: bool,  # after every stage but the first, as in the source
-        spectral: bool,  # spectral normalisation of every weight (Miyato et al. 2018)
         minibatch_std: bool,  # append MinibatchStd before the last layer
         num_classes: int = 0,  # 0 = unconditional
     ) -> None:
@@ -126,13 +125,6 @@ class Discriminator(nn.Module):
         self.minibatch_std = MinibatchStd() if minibatch_std else nn.Identity()
         self.head = conv(last + int(minibatch_std), 1, 4, 1, 0, bias=False)
         self.embedding = nn.Embedding(num_classes, last) if num_classes else None
-        self.spectral = spectral
-
-    def normalise(self) -> None:
-        """Put spectral normalisation on every weight; call it once, after initialising the weights."""
-        for module in list(self.modules()):
-            if self.spectral and isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Embedding)):
-                spectral_norm(module)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         h = self.layers(x)  # (B, F, 4, 4)
@@ -140,6 +132,13 @@ class Discriminator(nn.Module):
         if self.embedding is not None:
             score = score + (self.embedding(label) * h.flatten(2).mean(2)).sum(1)
         return score.float()
+
+
+def normalise_spectrally(net: nn.Module) -> None:
+    """Spectral normalisation of every weight (Miyato 2018); call it once, after initialising them."""
+    for module in list(net.modules()):
+        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding)):
+            spectral_norm(module)
 
 
 @torch.no_grad()
