@@ -2,8 +2,8 @@
 
     python benchmarks/transformer_speed.py [--seconds 15] [--out results/benchmarks/transformer_speed.json]
 
-One process, one thread, all networks in turn, process CPU time, at equal parameter counts (within 5 %), 256 tokens of an
-image of 32x32. Needs `pip install diffusers`. MONAI 1.6 has no diffusion transformer.
+One process, one thread, all networks in turn, process CPU time, at equal parameter counts (within 5 %) and at equal
+numbers of blocks, 256 tokens of an image of 32x32. Needs `pip install diffusers`. MONAI 1.6 has no diffusion transformer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SHAPE = (4, 1, 32, 32)
 BASE = "diffusers"
 DIFFERENCES = [
     "Both: patches of 2x2, width 128, heads of 32 channels, adaLN-Zero in every block.",
-    "diffusers embeds the noise level (and a class) anew in every block; ours once, so that it has a block more for the same "
-    "number of parameters.",
+    "diffusers embeds the noise level (and a class) anew in every block, an eighth of its parameters, which no token passes; "
+    "ours once, so that it has a block more for the same number of parameters. Equal blocks: ours without that block.",
     "Half masked: training steps see half of the tokens in all blocks but the last; its forward pass is that of the whole.",
 ]
 
@@ -74,6 +74,7 @@ def competitors(depth: int, times: int = 1) -> dict[str, nn.Module]:
     nets = {
         "verisim": ours(),
         "verisim, half masked": HalfMasked(ours(masked=True, full_blocks=1)),
+        "verisim, equal blocks": ours(depth=depth - 1),
         BASE: Diffusers(depth - 1, times),
     }
     for net in nets.values():
