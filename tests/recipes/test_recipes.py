@@ -22,6 +22,12 @@ def test_every_variant_is_understood(recipe, variant):
     build_parser(recipe, variant)
 
 
+def test_files_are_named_by_their_id():
+    """load_recipe finds a recipe by its file's name, in any case."""
+    assert all(name == recipe.id for name, recipe in RECIPES.items())
+    assert load_recipe("x-d-FIX") == RECIPES["X-D-fix"]
+
+
 FIRST_STAGE = {"W-C5c": "W-C5b", "W-C5d": "W-C5b"}  # of recipes whose first stage is a system of its own
 SMALL = [(r, v) for r, v in VARIANTS if v in ("small", "small-3d", "small-adversarial", "pixels")]
 

@@ -3,13 +3,14 @@
 import json
 
 import pytest
+import torch
 
 from verisim.cli.main import main
 from verisim.metrics.bootstrap import Estimate
 from verisim.reproductions import REPRODUCTIONS, reproduction
 from verisim.reproductions.cxr_claims import claims
 from verisim.reproductions.result import Options
-from verisim.reproductions.runs import Job, train_all
+from verisim.reproductions.runs import Job, at_once, train_all
 
 
 def test_smoke_comparison_and_artefact(tmp_path, capsys):
@@ -54,6 +55,15 @@ def test_failed_runs_are_named_with_their_reason(tmp_path):
     job = Job("X-V-fix", "small", tmp_path / "bad", {"data.size": 4, "data.count": 20})
     with pytest.raises(VerisimError, match=r"1 of 1 runs failed(.|\n)*at least 8 pixels"):
         train_all([job])
+
+
+def test_runs_share_the_cores_but_not_a_gpu(monkeypatch):
+    """One run at a time on a GPU; on a CPU as many as there are cores for their threads, and never none."""
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setenv("VERISIM_DEVICE", "cpu")
+    assert (at_once(), at_once(4), at_once(32)) == (16, 4, 1)
+    monkeypatch.setattr("verisim.reproductions.runs.choose_device", lambda: torch.device("cuda"))
+    assert at_once() == 1
 
 
 def test_unknown_system(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,13 @@ class Recipe:
 
 def catalogue() -> dict[str, Recipe]:
     """All recipes that come with verisim, by id."""
-    found = {}
-    for file in sorted(files("verisim.recipes").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".yaml"):
-            recipe = parse(file.read_text(), file.name)
-            found[recipe.id] = recipe
-    return found
+    return {name: parse(file.read_text(), file.name) for name, file in _files().items()}
+
+
+def _files() -> dict[str, Traversable]:
+    """The catalogue's files by recipe id, which is their name."""
+    found = sorted(files("verisim.recipes").iterdir(), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f for f in found if f.name.endswith(".yaml")}
 
 
 def load_recipe(name: str) -> Recipe:
@@ -71,11 +73,11 @@ def load_recipe(name: str) -> Recipe:
         if not path.exists():
             raise VerisimError(f"There is no recipe file {name}.")
         return parse(path.read_text(), name)
-    recipes = {k.lower(): r for k, r in catalogue().items()}
-    if name.lower() not in recipes:
-        known = [r.id for r in recipes.values()]
-        raise VerisimError(f"No recipe '{name}'.{nearest(name, known)} 'verisim list' prints all.")
-    return recipes[name.lower()]
+    known = _files()
+    found = {k.lower(): f for k, f in known.items()}.get(name.lower())
+    if found is None:
+        raise VerisimError(f"No recipe '{name}'.{nearest(name, list(known))} 'verisim list' prints all.")
+    return parse(found.read_text(), found.name)
 
 
 def parse(text: str, where: str) -> Recipe:

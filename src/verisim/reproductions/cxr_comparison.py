@@ -8,7 +8,6 @@ controls that must come out best (real images) and worst (noise).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from verisim.reports.figures import curves_png, read_curves
 from verisim.reports.html import comparison_report
 from verisim.reproductions.cxr_claims import claims
 from verisim.reproductions.result import Options, Result
-from verisim.reproductions.runs import Job, train_all
+from verisim.reproductions.runs import Job, at_once, train_all
 from verisim.tasks.comparison import compare, held_out, show_progress
 from verisim.tasks.contestants import Contestant, from_model
 from verisim.training.source import DataSettings, open_dataset
@@ -181,7 +180,7 @@ def contestants_of(wanted: list[Job], dataset: Dataset, count: int, cache: Path)
         for seed, j in enumerate(wanted)
     ]
     console, found = Console(stderr=True), []
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(at_once(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for task, contestant in zip(tasks, pool.map(_draw, tasks)):
             console.print(f"sampled {task[1]}", markup=False, highlight=False)
             found.append(contestant)

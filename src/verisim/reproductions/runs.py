@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from verisim.devices import choose_device
 from verisim.errors import VerisimError
 
 
@@ -35,8 +36,18 @@ class Job:
         return (self.folder / "weights.safetensors").exists()
 
 
+def at_once(threads: int = 1) -> int:
+    """How many processes of `threads` threads to run: as many as there are cores for, but one alone on a GPU.
+
+    A GPU that many runs share serves each of them badly.
+    """
+    if choose_device().type == "cuda":
+        return 1
+    return max(1, (os.cpu_count() or 1) // threads)
+
+
 def train_all(jobs: list[Job], workers: int | None = None, threads: int = 1) -> None:
-    """Run all unfinished jobs, `workers` processes of `threads` threads at a time.
+    """Run all unfinished jobs, `workers` processes of `threads` threads at a time (None = as at_once says).
 
     Budgets in processor time (training.clock: cpu) are fair whatever else the machine does. A job that
     fails does not stop the others; at the end all failures are named with the end of their logs.
@@ -44,7 +55,7 @@ def train_all(jobs: list[Job], workers: int | None = None, threads: int = 1) -> 
     waiting = [j for j in jobs if not j.finished]
     running: list[tuple[Job, subprocess.Popen]] = []
     failed: list[Job] = []
-    workers = workers or max(1, (os.cpu_count() or 1) // threads)
+    workers = workers or at_once(threads)
     total, console = len(waiting), Console(stderr=True)
     while waiting or running:
         while waiting and len(running) < workers:
