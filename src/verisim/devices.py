@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 
 import torch
+from torch import nn
 
 from verisim.errors import VerisimError
 
@@ -41,6 +45,22 @@ def use_device(name: str) -> None:
     """Make this the device of all models that this process and those it starts load. VerisimError as above."""
     if name != "auto":
         os.environ[VARIABLE] = str(choose_device(name))
+
+
+@contextmanager
+def lent(net: nn.Module) -> Iterator[torch.device]:
+    """Within, `net` is on the chosen device, which is given; after it where it was before.
+
+    For judges and feature networks, whose images and results stay on the CPU.
+    """
+    first = next(chain(net.parameters(), net.buffers()), None)
+    device = choose_device()
+    net.to(device)
+    try:
+        yield device
+    finally:
+        if first is not None:
+            net.to(first.device)
 
 
 def memory_asked(error: Exception) -> str | None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verisim.data.spec import Images
+from verisim.devices import lent
 from verisim.errors import RangeError, VerisimError
 from verisim.metrics.features import FeatureNetwork, network
 from verisim.metrics.judges import SmallCNN, initialise
@@ -89,8 +90,9 @@ def train_domain(train: Images, seed: int = 0, steps: int = 300, width: int = 12
     with torch.random.fork_rng(devices=[]):  # building a layer draws from the global generator
         net = DomainNet(spec.spatial_dims, spec.channels, side, width)
         initialise(net, rng)
-        for _ in _optimise(net, train, steps, rng):
-            pass
+        with lent(net) as device:
+            for _ in _optimise(net, train, steps, rng, device):
+                pass
     _standardise(net, train.pixels)
     labelled = "with" if train.labels is not None else "without"
     text = (
@@ -100,13 +102,15 @@ def train_domain(train: Images, seed: int = 0, steps: int = 300, width: int = 12
     return network("domain", net, net.dim, spec, text)
 
 
-def _optimise(net: DomainNet, train: Images, steps: int, rng: torch.Generator) -> Iterator[float]:
+def _optimise(
+    net: DomainNet, train: Images, steps: int, rng: torch.Generator, device: torch.device
+) -> Iterator[float]:
     """Yield the loss of each step of SimCLR, plus cross-entropy on the labels where there are any."""
     with torch.no_grad():
         pixels = net.shrink(train.pixels.float())
     classes = 0 if train.labels is None else int(train.labels.max()) + 1
-    project = initialise(nn.Sequential(nn.Linear(net.dim, 64), nn.ReLU(), nn.Linear(64, 32)), rng)
-    head = initialise(nn.Linear(net.dim, max(classes, 1)), rng)
+    project = initialise(nn.Sequential(nn.Linear(net.dim, 64), nn.ReLU(), nn.Linear(64, 32)), rng).to(device)
+    head = initialise(nn.Linear(net.dim, max(classes, 1)), rng).to(device)
     params = [*net.cnn.body.parameters(), *project.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(params, lr=2e-3, weight_decay=0.05)
     batch = min(48, len(pixels))
@@ -115,10 +119,11 @@ def _optimise(net: DomainNet, train: Images, steps: int, rng: torch.Generator) -
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - step / steps)
         pick = torch.randperm(len(pixels), generator=rng)[:batch]
-        h = net.cnn.features(torch.cat([view(pixels[pick], rng) for _ in range(2)]))  # (2B, D)
+        views = torch.cat([view(pixels[pick], rng) for _ in range(2)])  # (2B, C, *S)
+        h = net.cnn.features(views.to(device))  # (2B, D)
         loss = contrastive(project(h))
         if train.labels is not None and classes > 1:
-            loss = loss + F.cross_entropy(head(h), train.labels[pick].repeat(2))
+            loss = loss + F.cross_entropy(head(h), train.labels[pick].repeat(2).to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -153,7 +158,8 @@ def view(x: Tensor, rng: torch.Generator) -> Tensor:
 @torch.no_grad()
 def _standardise(net: DomainNet, pixels: Tensor) -> None:
     """Mean 0 and spread 1 per feature on the training images; nearly constant features are not blown up."""
-    h = torch.cat([net(p) for p in pixels.float().split(128)]).double()
+    with lent(net) as device:
+        h = torch.cat([net(p.to(device)).cpu() for p in pixels.float().split(128)]).double()
     std = h.std(0)
     net.mean.copy_(h.mean(0))
     net.scale.copy_(1 / (std + 0.1 * std.median() + 1e-8))

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from verisim.data.spec import Images, ImageSpec
+from verisim.devices import lent
 from verisim.errors import CheckpointError, RangeError, VerisimError, pick
 from verisim.seeding import generator as seeded
 
@@ -66,7 +67,8 @@ class FeatureNetwork:
                 f"{self.spec.spatial_dims}D; these images have {spec.channels} in {spec.spatial_dims}D."
             )
         self.module.eval()
-        parts = [self.module(p) for p in images.pixels.float().split(batch)]
+        with lent(self.module) as device:
+            parts = [self.module(p.to(device)).cpu() for p in images.pixels.float().split(batch)]
         return torch.cat(parts).double() if parts else torch.zeros(0, self.dim, dtype=torch.float64)
 
 

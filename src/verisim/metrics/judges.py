@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from verisim.devices import lent
 from verisim.errors import VerisimError
 from verisim.metrics.bootstrap import group_index
 from verisim.seeding import generator as seeded
@@ -132,6 +133,22 @@ def fit(
     with torch.random.fork_rng(devices=[]):  # building a layer draws from the global generator
         net = SmallCNN(images.ndim - 2, images.shape[1], num_classes, settings.width, max(images.shape[2:]))
     initialise(net, rng)
+    with lent(net) as device:
+        _train(net, images, labels, members, held, settings, rng, device)
+    return net.eval()
+
+
+def _train(
+    net: SmallCNN,
+    images: Tensor,
+    labels: Tensor,
+    members: list[Tensor],
+    held: Tensor,
+    settings: JudgeSettings,
+    rng: torch.Generator,
+    device: torch.device,
+) -> None:
+    """Train on `members`, the indices of each class; keep the weights that are best on `held`, if there are any."""
     net.train()
     fmt = torch.channels_last if images.ndim == 4 else torch.contiguous_format
     optimizer, schedule = _optimizer(net, settings)
@@ -139,9 +156,9 @@ def fit(
     best, best_state = float("inf"), None
     for step in range(1, settings.steps + 1):
         x, y = _batch(images, members, settings, rng)
-        h = net.features(x.contiguous(memory_format=fmt))
-        keep = torch.rand(h.shape, generator=rng) >= settings.dropout
-        loss = F.cross_entropy(net.head(h * keep / (1 - settings.dropout)), y)
+        h = net.features(x.contiguous(memory_format=fmt).to(device))
+        keep = (torch.rand(h.shape, generator=rng) >= settings.dropout).to(device)
+        loss = F.cross_entropy(net.head(h * keep / (1 - settings.dropout)), y.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -153,7 +170,6 @@ def fit(
                 best, best_state = now, copy.deepcopy(net.state_dict())
     if best_state is not None:
         net.load_state_dict(best_state)
-    return net.eval()
 
 
 def _inner_split(
@@ -191,7 +207,8 @@ def logits(net: nn.Module, images: Tensor, batch: int = 256) -> Tensor:
     """(N, K) float64 logits in eval mode; the training mode is put back."""
     mode = net.training
     net.eval()
-    out = torch.cat([net(part) for part in images.split(batch)])
+    with lent(net) as device:
+        out = torch.cat([net(part.to(device)).cpu() for part in images.split(batch)])
     net.train(mode)
     return out.double()
 
