@@ -144,7 +144,7 @@ def test_the_jacobian_is_exact(size, channels):
         want = jacobian_log_det(lambda t, g=group: net(t, g)[0], t)
         torch.testing.assert_close(log_det[0], want, rtol=0, atol=1e-8)
         torch.testing.assert_close(net.inverse(v, group), t, rtol=0, atol=1e-8)
-        log_dets.append(float(log_det))
+        log_dets.append(float(log_det.detach()))
     assert abs(log_dets[0] - log_dets[1]) > 1e-3
 
 
@@ -153,7 +153,7 @@ def test_encode_and_decode_are_inverse(size, levels):
     """float32 as trained: images come back within 1e-5, latents too where they decode inside the range."""
     torch.manual_seed(0)
     model = Flow(ImageSpec(size), **{**TINY, "levels": levels, "steps": 4})
-    shaken(model.net, 0.03)
+    shaken(model.net, 0.05)
     model.prepare(images(32, size))
     x = images(3, size)
     z = model.encode(x)

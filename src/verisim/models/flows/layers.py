@@ -86,9 +86,9 @@ class Rotation(nn.Module):
             torch.randn(channels, channels) * 1.5 / channels**0.5
         )  # A: angles up to about 3
 
-    def matrix(self) -> Tensor:  # W (C, C)
-        upper = self.turn.triu(1)
-        return torch.linalg.matrix_exp(upper - upper.T)
+    def matrix(self) -> Tensor:  # W (C, C), in float64 as far as the last step: a rotation to the last digit
+        upper = self.turn.double().triu(1)
+        return torch.linalg.matrix_exp(upper - upper.T).to(self.turn.dtype)
 
     def forward(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
         return (self.matrix() @ x.flatten(2)).view_as(x), x.new_zeros(())

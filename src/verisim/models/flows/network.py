@@ -74,7 +74,7 @@ class FlowNet(nn.Module):
             for i in reversed(range(len(self.levels))):
                 if i < len(self.splits):
                     x = self.splits[i].inverse(x, latents[i])  # type: ignore[operator]
-                for step in reversed(self.levels[i]):  # type: ignore[arg-type]
+                for step in reversed(self.levels[i]):  # type: ignore[call-overload]
                     x = step.inverse(x, emb)
                 x = unsqueeze(x)
             return x
