@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tests.fake_device import DEVICE, fake_device
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
@@ -204,6 +205,24 @@ def test_volumes_and_classes(size):
     zeros, ones = (model.sample(2, torch.tensor(c), seeded()) for c in (0, 1))
     assert zeros.shape == (2, 2, *size) and not torch.equal(zeros, ones)
     assert torch.isfinite(model.bits_per_dim(x, torch.tensor([0, 1, 2, 0]), seeded())).all()
+
+
+def test_nothing_is_left_on_the_cpu():
+    """Training, sampling and reading on another device give the CPU's numbers."""
+    x = images(4)
+    here = made().eval()
+    with fake_device():
+        there = made().to(DEVICE).eval()
+        there.training_loss(x.to(DEVICE), None)[0].mean().backward()
+        found = [
+            there.sample(2, generator=seeded(1)),
+            there.bits_per_dim(x, None, seeded(1)),
+            there.rate_bits(x),
+        ]
+        assert all(f.device == DEVICE for f in found)
+        want = [here.sample(2, generator=seeded(1)), here.bits_per_dim(x, None, seeded(1)), here.rate_bits(x)]
+        for a, b in zip(found, want):
+            torch.testing.assert_close(a.cpu(), b, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
