@@ -20,6 +20,7 @@ SMALL = {  # settings that make each model small and quick
     "vpga": {"width": 8, "max_width": 16, "latent": 8},
     "intro_vae": {"width": 8, "max_width": 16, "latent": 8},
     "soft_intro_vae": {"width": 8, "max_width": 16, "latent": 8},
+    "hierarchical_vae": {"width": 8, "max_width": 16, "maps": 2},
     "vqvae": {
         "codes": 16,
         "dim": 4,
@@ -31,6 +32,7 @@ SMALL = {  # settings that make each model small and quick
     },
     "pixelcnn": {"layers": 2, "channels": 8},
     "gated_pixelcnn": {"layers": 3, "channels": 8, "components": 2},
+    "flow": {"levels": 2, "steps": 2, "hidden": 8},
     "position_regression": {"width": 2, "patch": 7, "patches": 4},
     "dense_autoencoder": {"width": 2, "latent": 4},
     "diffusion": {"channels": (8, 16), "blocks": 1, "attention": (False, False), "steps": 2},

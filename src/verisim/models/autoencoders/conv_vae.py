@@ -1,7 +1,7 @@
 """The convolutional VAE: VAE_50 and VAE_8192 of source 001, X-V-fix of source 004; beta-VAE and plain
 autoencoder by settings.
 
-ELBO(x) = E_q [log p(x | z)] - KL(q(z | x) || N(0, I)), with a residual trunk (source 001 section 3), a
+ELBO(x) = E_q [log p(x | z)] - KL(q(z | x) || p(z)), p(z) = N(0, I) or a VampPrior (vamp_prior.py), with a residual trunk (source 001 section 3), a
 likelihood whose scale is found rather than assumed, KL warm-up, and log variances kept in [-15, 8].
 The loss is the negative ELBO in nats per dimension, so that clipping and learning rate mean the same
 at every image and batch size. Perceptual and adversarial terms: realism.py.
@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from verisim.data.spec import ImageSpec
+from verisim.errors import VerisimError, pick
 from verisim.models.autoencoders.gaussian import PointPosterior, Posterior
 from verisim.models.autoencoders.latent import LatentModel, LatentNet
 from verisim.models.autoencoders.realism import Realism, RealismTerms, Reconstruction
 from verisim.models.autoencoders.trunk import Trunk, chosen_channels
+from verisim.seeding import generator
 
 POSTERIORS = {"gaussian": Posterior, "point": PointPosterior}  # name -> how encoder outputs are read
+PRIORS = {"normal": False, "vamp": True}  # name -> does it have pseudo-inputs?
 
 
 class ConvVAE(Realism, LatentModel):
@@ -61,11 +64,27 @@ class ConvVAE(Realism, LatentModel):
         discriminator_width: int = 64,  # channels of its first layer
         discriminator_lr: float = 0.0,  # Adam learning rate of the discriminator; 0 = lr
         clip: float = 1.0,  # largest gradient norm of either player, in place of training.clip; 0 = none
+        prior: Literal["normal", "vamp"] = "normal",  # p(z); vamp = mixture of posteriors at learned images
+        pseudo_inputs: int = 100,  # K, how many of them; each costs a pass of the encoder per step
     ) -> None:
+        vamp = pick(PRIORS, prior, "prior")
+        if vamp:
+            check_vamp(pseudo_inputs, posterior, free_bits)
         trunk = Trunk(chosen_channels(spec.size, tuple(channels), width, max_width), kernel, norm, head)
         family = POSTERIORS[posterior]
         outputs = 2 * latent if family is Posterior else latent
-        net = LatentNet(spec, trunk, latent, outputs, num_classes, embed, likelihood, sigma, family)
+        net = LatentNet(
+            spec,
+            trunk,
+            latent,
+            outputs,
+            num_classes,
+            embed,
+            likelihood,
+            sigma,
+            family,
+            pseudo_inputs if vamp else 0,
+        )
         super().__init__(spec, num_classes, net, latent, components, label_dropout, lr)
         self.beta = beta
         self.kl_warmup = kl_warmup
@@ -84,6 +103,12 @@ class ConvVAE(Realism, LatentModel):
                 clip,
             )
         )
+
+    def prepare(self, x: Tensor) -> None:
+        """Start the pseudo-inputs from training images (N, C, *S)."""
+        super().prepare(x)
+        if self.net.pseudo is not None:
+            self.net.pseudo.start_from(x, generator("pseudo-inputs", self.seed))
 
     @property
     def phase(self) -> int:
@@ -108,7 +133,26 @@ class ConvVAE(Realism, LatentModel):
         beta = weight * self.beta * (self.spec.dims if self.reduction == "mean" else 1)
         group = self.training_groups(x, label)
         q = self.net.encode(x)
-        out = self.net.decode(q.draw(), group)
-        loss, parts = self.bound(x, q, out, beta, self.free_bits)
+        z = q.draw()
+        out = self.net.decode(z, group)
+        loss, parts = self.bound(x, q, z, out, beta, self.free_bits)
         image = self.net.observation.mean(out)
         return Reconstruction(loss / self.spec.dims, parts, image, parts["nll"] / self.spec.dims)
+
+
+def check_vamp(pseudo_inputs: int, posterior: str, free_bits: float) -> None:
+    """VerisimError for settings that a VampPrior cannot have."""
+    if pseudo_inputs < 1:
+        raise VerisimError(
+            f"pseudo_inputs={pseudo_inputs}: a VampPrior needs 1 or more. The source uses 500, the default is 100."
+        )
+    if posterior != "gaussian":
+        raise VerisimError(
+            f"posterior={posterior} with prior=vamp: a VampPrior mixes the encoder's Gaussians, and there are none. "
+            f"Set posterior=gaussian, or prior=normal."
+        )
+    if free_bits:
+        raise VerisimError(
+            f"free_bits={free_bits:g} with prior=vamp: the KL to a mixture is not a sum over latents, so none of them "
+            f"can be free. Set free_bits=0, or prior=normal."
+        )

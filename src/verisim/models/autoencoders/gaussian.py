@@ -60,6 +60,11 @@ class Posterior:
         """z = mu + sigma * eps, eps ~ N(0, I), (B, d); differentiable in mu and sigma."""
         return self.mean + (0.5 * self.log_variance).exp() * torch.randn_like(self.mean)
 
+    def placed(self, generator: torch.Generator) -> Tensor:
+        """The same (B, d) with eps from a generator of any device."""
+        eps = torch.randn(self.mean.shape, generator=generator, device=generator.device)
+        return self.mean + (0.5 * self.log_variance).exp() * eps.to(self.mean.device)
+
     def kl(self) -> Tensor:
         """KL(q || N(0, I)) in nats per latent (B, d)."""
         return kl_standard_normal(self.mean, self.log_variance)
@@ -68,9 +73,12 @@ class Posterior:
         """KL(q || N(0, I)) in nats per image (B,)."""
         return self.kl().sum(1)
 
-    def parts(self) -> dict[str, Tensor]:
-        """What is logged beside the distortion: rate in nats and in bits per image, clamped log variances."""
-        rate = self.rate()
+    def parts(self, rate: Tensor | None = None) -> dict[str, Tensor]:
+        """What is logged beside the distortion: rate in nats and in bits per image, clamped log variances.
+
+        rate: (B,) that under another prior than N(0, I).
+        """
+        rate = self.rate() if rate is None else rate
         return {"kl": rate, "rate_bits": rate / math.log(2), "clamped": self.clamped}
 
 
@@ -104,10 +112,10 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
 
 
 def normal_log_density(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """log N(z; mean, diag exp(log_variance)) in nats, float64 (B,); all arguments (B, d)."""
+    """log N(z; mean, diag exp(log_variance)) in nats, float64 (B,); all arguments (B, d), or of shapes (..., d) that fit."""
     z, mean, log_variance = z.double(), mean.double(), log_variance.double()
     square = (z - mean).square() * (-log_variance).exp()
-    return -0.5 * (square + log_variance + math.log(2 * math.pi)).sum(1)
+    return -0.5 * (square + log_variance + math.log(2 * math.pi)).sum(-1)
 
 
 def importance_bound(log_weights: Tensor) -> Tensor:

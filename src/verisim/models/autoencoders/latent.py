@@ -1,8 +1,9 @@
 """What every autoencoder with a continuous latent shares: network, roles, and sampling from a latent density.
 
-A model with a posterior q(z | x) = N(mean, diag variance), a decoder p(x | z) and a prior p(z): N(0, I), or
-the density of the training images' latents, fitted once training ends. A subclass writes its constructor
-and `training_loss`; latents are flat vectors (B, d) throughout.
+A model with a posterior q(z | x) = N(mean, diag variance), a decoder p(x | z) and a prior p(z): N(0, I), the
+mixture of posteriors that it was trained with (vamp_prior.py), or the density of the training images'
+latents, fitted once training ends. A subclass writes its constructor and `training_loss`; latents are flat
+vectors (B, d) throughout.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from verisim.models.autoencoders.gaussian import (
 from verisim.models.autoencoders.likelihoods import LIKELIHOODS
 from verisim.models.autoencoders.principal_density import latent_density
 from verisim.models.autoencoders.trunk import Decoder, Encoder, Trunk, coarsest_grid, whole_maps
-from verisim.models.base import GenerativeModel, Loss, SamplingOptions
+from verisim.models.autoencoders.vamp_prior import (
+    PseudoInputs,
+    mean_rate,
+    mixture_log_density,
+    mixture_sample,
+    sampled_rate,
+)
+from verisim.models.base import Loss, SamplingOptions
+from verisim.models.classes import NullClass
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,8 @@ class LatentOptions(SamplingOptions):
     """Sampling options of autoencoders with a continuous latent."""
 
     temperature: float = 1.0  # factor on the standard deviation of the latent
-    # where latents come from; auto = the fitted mixture if there is one, else N(0, I)
-    prior: Literal["auto", "normal", "gaussian", "mixture"] = "auto"
+    # where latents come from; auto = vamp if trained with it, else the fitted mixture if there is one, else N(0, I)
+    prior: Literal["auto", "normal", "gaussian", "mixture", "vamp"] = "auto"
     noise: bool = False  # add the observation noise of p(x | z); else its mean
     importance_samples: int = 16  # K of the bound behind bits per dimension
 
@@ -47,7 +56,7 @@ class LatentOptions(SamplingOptions):
 class PriorOptions(LatentOptions):
     """The same, for models whose training makes samples of N(0, I) good: that is their default."""
 
-    prior: Literal["auto", "normal", "gaussian", "mixture"] = "normal"
+    prior: Literal["auto", "normal", "gaussian", "mixture", "vamp"] = "normal"
 
 
 class LatentNet(nn.Module):
@@ -64,6 +73,7 @@ class LatentNet(nn.Module):
         likelihood: str = "sigma",  # key of LIKELIHOODS
         sigma: str = "optimal",  # key of SIGMAS
         posterior: type[Posterior] = Posterior,  # how the encoder's outputs are read
+        pseudo_inputs: int = 0,  # K of the VampPrior; 0 = the prior is N(0, I)
     ) -> None:
         super().__init__()
         self.posterior = posterior
@@ -78,9 +88,14 @@ class LatentNet(nn.Module):
         self.encoder = Encoder(*shape, outputs, trunk.kernel, trunk.norm, trunk.head)
         self.decoder = Decoder(*shape, latent + extra, trunk.kernel, trunk.norm, trunk.head)
         self.observation = pick(LIKELIHOODS, likelihood, "likelihood")(spec.channels, sigma)
+        self.pseudo = PseudoInputs(spec, pseudo_inputs) if pseudo_inputs else None
 
     def encode(self, x: Tensor) -> Posterior:  # (B, C, *S) -> means and log variances (B, d)
         return self.posterior.from_features(self.encoder(x))
+
+    def mixture(self) -> Posterior:  # q(z | u_k) of the pseudo-inputs: means and log variances (K, d)
+        assert self.pseudo is not None
+        return self.encode(self.pseudo())
 
     def decode(self, z: Tensor, group: Tensor) -> Tensor:  # (B, d), (B,) -> raw output (B, C, *S)
         if self.embedding is not None:
@@ -88,7 +103,7 @@ class LatentNet(nn.Module):
         return self.decoder(z)
 
 
-class LatentModel(GenerativeModel):
+class LatentModel(NullClass):
     """Base of autoencoders with a continuous latent. Roles: Sampler, Autoencoder, Likelihood.
 
     Class-conditional by an embedding in the decoder; labels are dropped at rate `label_dropout`, so that
@@ -123,35 +138,25 @@ class LatentModel(GenerativeModel):
 
     # --- training ---------------------------------------------------------------------------------
 
-    def groups(self, n: int, label: Tensor | None) -> Tensor:
-        """Class index (n,) of each image; num_classes stands for "no class"."""
-        if label is None or self.num_classes == 0:
-            return torch.full((n,), self.num_classes, device=self.device)
-        return label
-
-    def training_groups(self, x: Tensor, label: Tensor | None) -> Tensor:
-        """groups() of a training batch, with some labels dropped."""
-        group = self.groups(len(x), label)
-        if self.num_classes:
-            drop = torch.rand(len(x), device=x.device) < self.label_dropout
-            group = torch.where(drop, self.num_classes, group)
-        return group
-
     def negative_elbo(self, x: Tensor, group: Tensor, beta: float, free_bits: float | None = None) -> Loss:
-        """-log p(x | z) + beta KL(q(z | x) || N(0, I)), z ~ q, in nats per image (B,).
+        """-log p(x | z) + beta KL(q(z | x) || p(z)), z ~ q, in nats per image (B,).
 
-        free_bits: nats per latent that cost nothing; None = the exact KL of the posterior.
+        free_bits: nats per latent that cost nothing; None = the exact KL of the posterior to N(0, I).
         """
         q = self.net.encode(x)
-        return self.bound(x, q, self.net.decode(q.draw(), group), beta, free_bits)
+        z = q.draw()
+        return self.bound(x, q, z, self.net.decode(z, group), beta, free_bits)
 
     def bound(
-        self, x: Tensor, q: Posterior, out: Tensor, beta: float, free_bits: float | None = None
+        self, x: Tensor, q: Posterior, z: Tensor, out: Tensor, beta: float, free_bits: float | None = None
     ) -> Loss:
-        """negative_elbo of images x whose posterior is q and whose decoded draw is `out`, raw (B, C, *S)."""
+        """negative_elbo of images x whose posterior is q, for its draw z (B, d), decoded to `out`, raw (B, C, *S)."""
         nll = self.net.observation.nll(out, x)  # (B,)
-        rate = q.rate() if free_bits is None else q.kl().clamp(min=free_bits).sum(1)  # (B,)
         mse = (self.net.observation.mean(out) - x).square().flatten(1).mean(1)
+        if self.net.pseudo is not None:
+            rate = sampled_rate(q, z, self.net.mixture()).float()  # (B,)
+            return nll + beta * rate, {"nll": nll, "mse": mse, **q.parts(rate)}
+        rate = q.rate() if free_bits is None else q.kl().clamp(min=free_bits).sum(1)  # (B,)
         return nll + beta * rate, {"nll": nll, "mse": mse, **q.parts()}
 
     # --- roles ------------------------------------------------------------------------------------
@@ -170,10 +175,19 @@ class LatentModel(GenerativeModel):
 
     @torch.no_grad()
     def rate_bits(self, x: Tensor) -> Tensor:
-        """(B,) float64 KL(q(z | x) || N(0, I)) in bits of images x (B, C, *S) in [-1, 1]."""
+        """(B,) float64 KL(q(z | x) || p(z)) in bits of images x (B, C, *S) in [-1, 1].
+
+        p(z) is the prior of training: N(0, I), or the VampPrior, and then the KL is the mean of
+        options.importance_samples draws, always the same.
+        """
         self.spec.check(x, "images to encode")
         with evaluating(self._eval_net) as net:
-            found = [net.encode(part.to(self.device)).rate().double() for part in x.split(CHUNK)]
+            posteriors = [net.encode(part.to(self.device)) for part in x.split(CHUNK)]
+            if net.pseudo is None:
+                found = [q.rate().double() for q in posteriors]
+            else:
+                draws = self.options.importance_samples
+                found = [mean_rate(q, net.mixture(), draws) for q in posteriors]
         return torch.cat(found) / math.log(2)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -195,6 +209,21 @@ class LatentModel(GenerativeModel):
                 images[part] = net.observation.mean(net.decode(z[part].to(self.device), group[part]))
         return images
 
+    def resolve_prior(self) -> str:
+        """options.prior without "auto"; VerisimError for a prior that this model does not have."""
+        asked, vamp = self.options.prior, self.net.pseudo is not None
+        if vamp and asked == "normal":
+            raise VerisimError(
+                "prior=normal: this model was trained with the VampPrior, and N(0, I) is not where its latents "
+                "lie. Use prior=vamp (auto means that), gaussian or mixture."
+            )
+        if asked == "vamp" and not vamp:
+            raise VerisimError(
+                "prior=vamp: this model has no pseudo-inputs. Train a conv_vae with --model.prior vamp, or use "
+                "prior=normal, gaussian or mixture."
+            )
+        return "vamp" if vamp and asked in ("auto", "vamp") else self.density.resolve(asked)
+
     @torch.no_grad()
     def sample(
         self, n: int, condition: Tensor | None = None, generator: torch.Generator | None = None
@@ -203,11 +232,16 @@ class LatentModel(GenerativeModel):
 
         z comes from options.prior. condition None means "no class" on a conditional model.
         """
-        check_temperature(self.options.temperature)
+        temperature = self.options.temperature
+        check_temperature(temperature)
         generator = generator or fresh_generator()
-        prior = self.density.resolve(self.options.prior)
+        prior = self.resolve_prior()
         condition = self.check_condition(n, condition)
-        z = self.density.sample(prior, self.groups(n, condition), generator, self.options.temperature)
+        if prior == "vamp":
+            with evaluating(self._eval_net) as net:
+                z = mixture_sample(n, net.mixture(), generator, temperature)
+        else:
+            z = self.density.sample(prior, self.groups(n, condition), generator, temperature)
         images = self.decode(z, condition)
         if self.options.noise:
             images = self._eval_net.observation.noisy(images, generator)
@@ -232,7 +266,7 @@ class LatentModel(GenerativeModel):
         if self.options.importance_samples < 1:
             raise VerisimError(f"importance_samples={self.options.importance_samples}: it must be 1 or more.")
         generator = generator or fresh_generator()
-        prior = self.density.resolve(self.options.prior)
+        prior = self.resolve_prior()
         group = self.groups(len(x), self.check_condition(len(x), condition))
         found = [
             self._log_bound(part.to(self.device), g, prior, generator)
@@ -245,11 +279,14 @@ class LatentModel(GenerativeModel):
         weights = []
         with evaluating(self._eval_net) as net:
             q = net.encode(x)
+            mixture = net.mixture() if prior == "vamp" else None
             for _ in range(self.options.importance_samples):
-                eps = torch.randn(q.mean.shape, generator=generator, device=generator.device).to(x.device)
-                z = q.mean + (0.5 * q.log_variance).exp() * eps
+                z = q.placed(generator)
                 log_px = net.observation.log_prob(net.decode(z, group), x)
-                log_pz = self.density.log_density(prior, group, z)
+                if mixture is None:
+                    log_pz = self.density.log_density(prior, group, z)
+                else:
+                    log_pz = mixture_log_density(z, mixture)
                 weights.append(log_px + log_pz - normal_log_density(z, q.mean, q.log_variance))
         return importance_bound(torch.stack(weights))
 
@@ -260,7 +297,7 @@ class LatentModel(GenerativeModel):
         """Fit the ex-post density, and sigma where it is in closed form, to training images (N, C, *S).
 
         A conditional model gets a density per class where there are images enough, else the joint one.
-        A single image has no density: then the model keeps N(0, I).
+        A single image has no density: then the model keeps the prior it was trained with.
         """
         if len(x) < 2:
             return

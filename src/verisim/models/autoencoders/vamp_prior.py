@@ -1,0 +1,73 @@
+"""VampPrior: a prior that is the mixture of the encoder's own posteriors at K learned images.
+
+    p(z) = 1/K sum_k q(z | u_k)                                                Tomczak & Welling 2018, eq. 9
+
+The best prior of a VAE is its aggregate posterior, the same mean over all training images; K pseudo-inputs u_k
+stand for them and are learned with the encoder. p(z) has no closed-form KL, so the rate is one draw of
+log q(z | x) - log p(z), z ~ q(z | x).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from verisim.data.spec import ImageSpec
+from verisim.models.autoencoders.gaussian import Posterior, normal_log_density
+from verisim.seeding import generator as seeded
+
+SHRINK = 0.98  # of a training image that becomes a pseudo-input: tanh reaches -1 and 1 nowhere
+SPREAD = 0.05  # standard deviation added to w then, so that copies of one image part
+
+
+class PseudoInputs(nn.Module):
+    """u_k = tanh(w_k), K images (C, *S) in (-1, 1).
+
+    The source clips w_k to the range of images instead; a pixel that has left it then gets no gradient ever
+    again, and most of a medical image is black, at its very end.
+    """
+
+    def __init__(self, spec: ImageSpec, count: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(count, *spec.shape))
+
+    def forward(self) -> Tensor:  # (K, C, *S)
+        return torch.tanh(self.w)
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor, generator: torch.Generator) -> None:
+        """Take K of the images x (N, C, *S) in [-1, 1], each as often as any other or once more."""
+        order = torch.randperm(len(x), generator=generator)
+        chosen = x.cpu()[order[torch.arange(len(self.w)) % len(x)]]
+        noise = torch.randn(chosen.shape, generator=generator)
+        self.w.copy_(torch.atanh(SHRINK * chosen) + SPREAD * noise)
+
+
+def mixture_log_density(z: Tensor, mixture: Posterior) -> Tensor:
+    """log 1/K sum_k N(z; m_k, diag s_k^2) in nats, float64 (B,), of z (B, d)."""
+    log_p = normal_log_density(z[:, None], mixture.mean, mixture.log_variance)  # (B, K)
+    return log_p.logsumexp(1) - math.log(len(mixture.mean))
+
+
+def mixture_sample(
+    n: int, mixture: Posterior, generator: torch.Generator, temperature: float = 1.0
+) -> Tensor:
+    """n latents (n, d): a component each, all alike likely, then m_k + temperature s_k eps; on the generator's device."""
+    on = generator.device
+    k = torch.randint(len(mixture.mean), (n,), generator=generator, device=on)
+    eps = torch.randn(n, mixture.mean.shape[1], generator=generator, device=on)
+    mean, log_variance = mixture.mean.to(on), mixture.log_variance.to(on)
+    return mean[k] + temperature * (0.5 * log_variance[k]).exp() * eps
+
+
+def sampled_rate(q: Posterior, z: Tensor, mixture: Posterior) -> Tensor:
+    """log q(z | x) - log p(z) in nats, float64 (B,), of draws z (B, d) of q: its mean over draws is the KL."""
+    return normal_log_density(z, q.mean, q.log_variance) - mixture_log_density(z, mixture)
+
+
+def mean_rate(q: Posterior, mixture: Posterior, draws: int) -> Tensor:
+    """KL(q || p) in nats, float64 (B,), estimated by sampled_rate of draws that are always the same."""
+    fixed = seeded("rate", 0)
+    return torch.stack([sampled_rate(q, q.placed(fixed), mixture) for _ in range(max(1, draws))]).mean(0)
