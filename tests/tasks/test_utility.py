@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from verisim.cli.main import main
+from verisim.cli.utility import QUICK as QUICK_COMMAND
 from verisim.data.writers import write_samples
 from verisim.errors import VerisimError
 from verisim.metrics.controls import noise_like
@@ -216,15 +217,15 @@ def weaker(images):
 
 
 def test_below_chance_is_reported_as_it_is(dataset):
-    """Abnormal images that are easier to redraw: the AUC stays below 0.5, and a warning says so."""
+    """Normal images with grain, abnormal ones without, which are easier to redraw: the AUC stays below 0.5, and a warning says so."""
 
     def flat(images):
-        x = images.pixels.clone()
-        x[images.labels == 1] *= 0.1
-        return replace(images, pixels=x)
+        grain = torch.randn(images.pixels.shape, generator=torch.Generator().manual_seed(len(images))) * 0.2
+        normal = (images.labels == 0).float()[:, None, None, None]
+        return replace(images, pixels=(images.pixels + grain * normal).clamp(-1, 1))
 
     easy = replace(dataset, splits={k: flat(v) for k, v in dataset.splits.items()})
-    task = measure_utility([Contestant("made", fakes(40))], easy, replace(DETECT, ratios=(9.0,)))["tasks"]
+    task = measure_utility([Contestant("made", fakes(80))], easy, replace(DETECT, ratios=(9.0,)))["tasks"]
     found = task["reconstruction"]
     assert found["trtr"]["auc"]["high"] < 0.1
     assert any("takes normal images for the abnormal ones" in w for w in found["warnings"])
@@ -240,7 +241,7 @@ def test_one_task_that_fails_does_not_lose_the_others(dataset, monkeypatch):
     short = replace(
         DETECT, ratios=(9.0,), tasks=("uncertainty", "reconstruction"), detector_steps=2, bootstrap=20
     )
-    found = measure_utility([Contestant("made", fakes(40))], dataset, short)
+    found = measure_utility([Contestant("made", fakes(80))], dataset, short)
     assert found["tasks"]["uncertainty"]["reason"] == "It burst."
     assert "tstr" in found["tasks"]["reconstruction"]["rows"]["made"] and "trtr" not in found
     assert "It burst." in str(utility_report(found))
@@ -258,8 +259,9 @@ def test_report_of_several_tasks(detected, capsys):
         assert words.lower() in html.lower(), words
 
 
-def test_command_with_tasks(tmp_path, capsys):
+def test_command_with_tasks(tmp_path, capsys, monkeypatch):
     """--tasks and --normal reach the measurement; a wrong word is one sentence."""
+    monkeypatch.setitem(QUICK_COMMAND, "detector_steps", 5)
     made = PHANTOMS["chest"].make(80, seed=3, size=16)
     write_samples(tmp_path / "made", made.images, {"model": "x"}, class_names=PHANTOMS["chest"].class_names)
     argv = ["utility", str(tmp_path / "made"), "--data.count=200", "--data.size=16", "--data.label=label",
