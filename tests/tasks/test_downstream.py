@@ -143,7 +143,7 @@ def test_one_class_score_adds_three_known_parts():
         Fixed(lambda x: torch.ones(len(x), 5)),
         Fixed(lambda x: 2 * x.flatten(1)),
     )
-    torch.testing.assert_close(net.discrepancies(x), torch.tensor([0.01, 1.0, 0.04]).expand(8, 3))
+    torch.testing.assert_close(net.compare(x)[1], torch.tensor([0.01, 1.0, 0.04]).expand(8, 3))
     torch.testing.assert_close(net(x), torch.full((8,), 1.05))
     net.calibrate(x)
     torch.testing.assert_close(net(x), torch.full((8,), 3.0))

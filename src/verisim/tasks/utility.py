@@ -45,7 +45,7 @@ class UtilitySettings:
     normal: str = (
         ""  # class that detectors learn from; empty = the only one named like 'normal' or 'no finding'
     )
-    detector_steps: int = 600  # training steps of a detector, or of its part that learns from normal images
+    detector_steps: int = 300  # training steps of a detector, or of its part that learns from normal images
     densenet_steps: int = 300  # training steps of DenseNet-121, of 16 images each
     growth: int = 32  # channels that each of its layers adds: 32 = CheXNet; 8 is much faster
 

@@ -29,7 +29,7 @@ class DownstreamSettings:
         default_factory=lambda: JudgeSettings(batch=16, lr=1e-3, weight_decay=0.0, dropout=0.0)
     )
     growth: int = 32  # DenseNet: channels that each layer adds; its first convolution has twice as many
-    steps: int = 600  # optimiser steps of networks that learn from normal images
+    steps: int = 300  # optimiser steps of networks that learn from normal images
     batch: int = 64  # normal images per step
     lr: float = 2e-3  # their peak learning rate (Adam, one cycle)
     width: int = 16  # channels of their first convolution

@@ -12,8 +12,6 @@ full size would copy any image, abnormal ones too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,19 +80,21 @@ class OneClassGAN(nn.Module):
         self.autoencoder, self.encoder, self.discriminator = autoencoder, encoder, discriminator
         self.register_buffer("usual", torch.ones(3))  # r_0, l_0, d_0
 
-    def discrepancies(self, x: Tensor) -> Tensor:
-        """(B, 3): squared errors of image, code and features."""
+    def compare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x^ (B, C, *S), and squared errors (B, 3) of image, code and features."""
         back, code = self.autoencoder(x)
-        pairs = (x, back), (code, self.encoder(back)), (self.discriminator(x), self.discriminator(back))
-        return torch.stack([squared_error(a, b) for a, b in pairs], 1)
+        with torch.no_grad():
+            seen = self.discriminator(x)
+        pairs = (x, back), (code, self.encoder(back)), (seen, self.discriminator(back))
+        return back, torch.stack([squared_error(a, b) for a, b in pairs], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.discrepancies(x) / self.usual).sum(1)
+        return (self.compare(x)[1] / self.usual).sum(1)
 
     @torch.no_grad()
     def calibrate(self, normal: Tensor) -> None:
         """Take the three means over normal training images (M, C, *S) as the unit of each part."""
-        found = torch.cat([self.discrepancies(part) for part in normal.split(CHUNK)])
+        found = torch.cat([self.compare(part)[1] for part in normal.split(CHUNK)])
         self.usual.copy_(found.mean(0).clamp(min=1e-12))
 
 
@@ -103,23 +103,23 @@ def fit_one_class_gan(
 ) -> OneClassGAN:
     """Three networks trained together on normal images; scores (B,)."""
     x, spec = normal_images(images, normal), images.spec
-    channels = trunk_channels(spec.size, settings.width, 4 * settings.width)
+    channels, thin = (trunk_channels(spec.size, w, 4 * w) for w in (settings.width, -(-settings.width // 2)))
 
     def make() -> OneClassGAN:
         autoencoder = UNetAutoencoder(spec, channels, settings.latent)
         encoder = Encoder(spec.size, spec.channels, channels, settings.latent, 3, True)
-        return OneClassGAN(autoencoder, encoder, Discriminator(spec, channels))
+        return OneClassGAN(autoencoder, encoder, Discriminator(spec, thin))
 
     net = built(make, seed)
     players = [*net.autoencoder.parameters(), *net.encoder.parameters()]
-    learn, slow = one_cycle(players, settings.lr, settings.steps)
-    judge, slower = one_cycle(net.discriminator.parameters(), settings.lr * PACE, settings.steps)
+    judges = list(net.discriminator.parameters())
+    learn, judge = (
+        one_cycle(p, settings.lr * k, settings.steps) for p, k in ((players, 1.0), (judges, PACE))
+    )
     for batch in batches(x, settings, seed):
-        loss = (net.discrepancies(batch) * torch.tensor(WEIGHTS)).sum(1).mean()
-        _step(learn, slow, loss, players)
-        with torch.no_grad():
-            made = net.autoencoder(batch)[0]
-        _step(judge, slower, discriminator_loss(net.discriminator, batch, made), ())
+        made, parts = net.compare(batch)
+        _step(*learn, (parts * torch.tensor(WEIGHTS)).sum(1).mean(), players)
+        _step(*judge, discriminator_loss(net.discriminator, batch, made.detach()), judges)
     net.eval().calibrate(x)
     return net
 
@@ -134,11 +134,11 @@ def _step(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     loss: Tensor,
-    clipped: Iterable[nn.Parameter],
+    parameters: list[nn.Parameter],
 ) -> None:
-    """One step of one player; the gradients that the other's networks received are dropped with their own zero_grad."""
+    """One step of one player; the loss moves no other networks than its own."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(clipped, 1.0)
+    loss.backward(inputs=parameters)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     schedule.step()
