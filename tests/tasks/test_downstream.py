@@ -12,7 +12,13 @@ from verisim.errors import VerisimError
 from verisim.metrics.judges import JudgeSettings
 from verisim.metrics.utility import scores_of
 from verisim.phantoms import PHANTOMS
-from verisim.tasks.downstream import DOWNSTREAM, DownstreamSettings, normal_class, reconstruction
+from verisim.tasks.downstream import (
+    DOWNSTREAM,
+    DownstreamSettings,
+    normal_class,
+    one_class_gan,
+    reconstruction,
+)
 from verisim.tasks.downstream.base import built
 from verisim.tasks.downstream.confidence import PRICE, FlagScore, hint_loss
 from verisim.tasks.downstream.experiment import Experiment
@@ -163,6 +169,16 @@ def test_discriminator_loss_in_closed_form():
     assert float(discriminator_loss(Known(), zero, zero)) == pytest.approx(2 * math.log(2), abs=1e-6)
     sure = 2 * math.log1p(math.exp(-3))
     assert float(discriminator_loss(Known(), three, -three)) == pytest.approx(sure, abs=1e-6)
+
+
+def test_each_player_moves_its_own_networks(sets, monkeypatch):
+    """With a discriminator that does not step, its weights stay what they were, and the others learn."""
+    train, short = sets[16][0], replace(SMALL, steps=3)
+    none = DOWNSTREAM["one_class_gan"].fit(train, 0, replace(short, lr=0.0), 0).state_dict()
+    monkeypatch.setattr(one_class_gan, "PACE", 0.0)
+    still = DOWNSTREAM["one_class_gan"].fit(train, 0, short, 0).state_dict()
+    for key in none.keys() - {"usual"}:
+        assert torch.equal(none[key], still[key]) == key.startswith("discriminator"), key
 
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 32), (36, 28), (16, 16, 16)])

@@ -149,11 +149,11 @@ def scores_of(
         )
     if normal is not None:
         found = [weighted_auc(o, y != normal, weights) for o in outputs]
-        a, da = sum(r[0] for r in found) / len(nets), torch.stack([r[1] for r in found]).mean(0)
-        return Scores(from_draws(a, da[torch.isfinite(da)]), None, da)
+        value, drawn = sum(r[0] for r in found) / len(nets), torch.stack([r[1] for r in found]).mean(0)
+        return Scores(from_draws(value, drawn[torch.isfinite(drawn)]), None, drawn)
     results = [macro_scores(o, y, weights) for o in outputs]
-    a, b = (sum(r[i] for r in results) / len(nets) for i in (0, 1))
-    da, db = (torch.stack([r[i] for r in results]).mean(0) for i in (2, 3))
+    a, b = sum(r[0] for r in results) / len(nets), sum(r[1] for r in results) / len(nets)
+    da, db = torch.stack([r[2] for r in results]).mean(0), torch.stack([r[3] for r in results]).mean(0)
     ok = torch.isfinite(da) & torch.isfinite(db)  # a resample may lack a class
     return Scores(from_draws(a, da[ok]), from_draws(b, db[ok]), da)
 

@@ -229,7 +229,7 @@ def _row(
 
 def _normals(e: Experiment, images: Images) -> dict[str, int]:
     """How many of the images are normal, where only those teach."""
-    if e.user.learns_from == "labels" or images.labels is None:
+    if e.user.learns_from == "labels" or images.labels is None or e.normal is None:
         return {}
     return {"n_normal": int((images.labels == e.normal).sum())}
 
@@ -254,7 +254,7 @@ def _warnings(results: dict[str, Any], e: Experiment) -> list[str]:
             f"Control failed: with shuffled labels the {who} has an AUC of {auc['value']:.2f} "
             f"({auc['low']:.2f} to {auc['high']:.2f}) instead of 0.5. Do not believe the other numbers."
         )
-    if real["high"] < CHANCE:
+    if e.scored_against is not None and real["high"] < CHANCE:
         out.append(
             f"The {who} trained on real images takes normal images for the abnormal ones: AUC {real['value']:.2f} "
             f"({real['low']:.2f} to {real['high']:.2f}), below 0.5. Reported as it is, not turned round."

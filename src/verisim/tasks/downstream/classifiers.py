@@ -50,7 +50,7 @@ class CheXNet(Judge):
         if growth < 1:
             raise VerisimError(f"growth is {growth}: channels that each DenseNet layer adds, 1 or more.")
         net = DenseNet121(spatial_dims, in_channels, num_outputs, 2 * growth, growth)
-        self.trunk, self.head = net.features, net.class_layers.out
+        self.trunk, self.head = net.features, net.class_layers[-1]
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, 32 growth): mean over space."""

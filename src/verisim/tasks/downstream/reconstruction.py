@@ -108,7 +108,7 @@ def fit_residual(
 def halves(images: Images, normal: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of half of the normal images, and of all other images; no patient's normal images are in both."""
     normal_images(images, normal)  # are there enough?
-    assert images.labels is not None
+    assert images.labels is not None and normal is not None
     healthy = (images.labels == normal).nonzero().flatten()
     groups = None if images.patients is None else [images.patients[i] for i in healthy.tolist()]
     _, held = split_groups(len(healthy), 0.5, seeded("residual", seed), groups)
