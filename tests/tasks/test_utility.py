@@ -149,7 +149,7 @@ DETECT = replace(
     permutations=2,
     tasks=("reconstruction",),
     normal="absent",
-    detector_steps=60,
+    detector_steps=50,
 )
 
 

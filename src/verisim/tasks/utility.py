@@ -269,6 +269,6 @@ def _warnings(results: dict[str, Any], e: Experiment) -> list[str]:
         out.append(
             f"Trained on real images, the {who} is not shown to be better than its control, {control['kind']} (AUC "
             f"{real['value']:.2f} and {auc['value']:.2f}, difference {more['value']:+.2f}, {more['low']:+.2f} to "
-            f"{more['high']:+.2f}): it did not need to learn what is normal, so synthetic images cannot be measured by it."
+            f"{more['high']:+.2f}): nothing shows that it learned from them what is normal, so synthetic images cannot be measured by it."
         )
     return out + [f"{n}: {r['reason']}" for n, r in results["rows"].items() if "reason" in r]
