@@ -1,4 +1,4 @@
-"""`verisim utility`: do synthetic images help a classifier on real patients?"""
+"""`verisim utility`: do synthetic images help classifiers and detectors on real patients?"""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ EXAMPLES = """\
   verisim utility runs/diffusion --data.folder my_images --data.label finding -n 10000
   verisim utility runs/diffusion made_elsewhere/ --data.folder my_images --data.label finding --ratios 1 4
   verisim utility runs/diffusion --data.label label -n 1000 --quick          built-in phantoms
+  verisim utility runs/diffusion --data.label label --tasks classifier reconstruction --normal "no finding"
 """
+
+QUICK = {"steps": 80, "bootstrap": 300, "permutations": 3, "detector_steps": 150, "densenet_steps": 80}
 
 
 def main(argv: list[str]) -> int:
     from verisim.data.atomic import atomic_write
     from verisim.reports.html import write_report
     from verisim.reports.utility import print_table, utility_report
+    from verisim.tasks.downstream import DOWNSTREAM
     from verisim.tasks.utility import UtilitySettings, labelled_source, measure_utility
     from verisim.training.source import DataSettings, open_dataset
 
-    text = "Train classifiers with synthetic images and test them on held-out real ones."
+    text = (
+        "Train classifiers and anomaly detectors with synthetic images and test them on held-out real ones."
+    )
     parser = Parser("utility", text, EXAMPLES)
     parser.add_argument(
         "sources", nargs="+", type=str, help="conditional runs, weights files or labelled folders"
@@ -37,7 +43,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--label-column", type=str, default="label", help="class column in the folders' manifest.csv"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="classifiers per experiment")
+    parser.add_argument(
+        "--tasks", nargs="+", type=str, default=["classifier"], help=f"any of: {', '.join(DOWNSTREAM)}"
+    )
+    parser.add_argument(
+        "--normal",
+        type=str,
+        default="",
+        help="class that detectors learn from; empty: the one named like 'normal'",
+    )
+    parser.add_argument(
+        "--growth", type=int, default=32, help="width of densenet121; 32 = CheXNet, 8 is faster"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="networks per experiment")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="shorter training, wider intervals")
     parser.add_argument("--out", type=str, default="utility", help="folder for utility.json and utility.html")
@@ -47,8 +65,20 @@ def main(argv: list[str]) -> int:
     data = DataSettings(**args.data.as_dict())
     if not data.label:
         raise VerisimError("Usefulness is measured by a label: name its column with --data.label COLUMN.")
-    short = {"steps": 80, "bootstrap": 300, "permutations": 3} if args.quick else {}
-    settings = UtilitySettings(ratios=tuple(args.ratios), n_seeds=args.seeds, seed=args.seed, **short)
+    if data.normal:
+        raise VerisimError(
+            f"--data.normal '{data.normal}' leaves no labels to learn from. Say --normal '{data.normal}' instead."
+        )
+    short = QUICK if args.quick else {}
+    settings = UtilitySettings(
+        ratios=tuple(args.ratios),
+        n_seeds=args.seeds,
+        seed=args.seed,
+        tasks=tuple(args.tasks),
+        normal=args.normal,
+        growth=args.growth,
+        **short,
+    )
     dataset = open_dataset(data)
     made = [labelled_source(s, args.count, dataset, args.label_column, args.seed) for s in args.sources]
     results = measure_utility(

@@ -7,8 +7,10 @@ weights, batches, shifts and dropout, so the same images give the same judge on 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,23 @@ class JudgeSettings:
     checks: int = 6  # how often the validation loss is looked at
 
 
-class SmallCNN(nn.Module):
+class Judge(nn.Module):
+    """A network that `train` can teach: features (B, D), then a head to (B, K)."""
+
+    head: nn.Module
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, *S) in [-1, 1] -> (B, D)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+J = TypeVar("J", bound=Judge)
+
+
+class SmallCNN(Judge):
     """(B, C, *S) in [-1, 1] -> logits (B, K). Few halvings first, to see noise and blur."""
 
     def __init__(
@@ -68,9 +86,6 @@ class SmallCNN(nn.Module):
         pool = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[self.spatial_dims]
         spread = (h.flatten(2).var(2, unbiased=False) + 1e-5).sqrt()
         return torch.cat((pool(h, 2).flatten(1), spread), 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
 
 
 def initialise(net: nn.Module, rng: torch.Generator) -> nn.Module:
@@ -120,7 +135,23 @@ def fit(
     seed: int,
     groups: Sequence[str] | None = None,
 ) -> SmallCNN:
-    """Train a judge on images (N, C, *S) in [-1, 1] with labels (N,); returns it in eval mode.
+    """Train a judge on images (N, C, *S) in [-1, 1] with labels (N,); returns it in eval mode. See `train`."""
+    with torch.random.fork_rng(devices=[]):  # building a layer draws from the global generator
+        net = SmallCNN(images.ndim - 2, images.shape[1], num_classes, settings.width, max(images.shape[2:]))
+    return train(net, images, labels, num_classes, settings, seed, groups)
+
+
+def train(
+    net: J,
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    settings: JudgeSettings,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,  # outputs (B, K), labels (B,) -> mean loss
+) -> J:
+    """Give `net` new weights and train it on images (N, C, *S) with labels (N,); returns it in eval mode.
 
     Batches hold the classes in equal shares. The weights of the step with the lowest loss on an inner
     validation set (own groups) are kept.
@@ -130,41 +161,39 @@ def fit(
     members = [rest[labels[rest] == c] for c in range(num_classes)]
     if any(len(m) == 0 for m in members):
         raise VerisimError(f"A judge needs images of all {num_classes} classes. Add images or drop a class.")
-    with torch.random.fork_rng(devices=[]):  # building a layer draws from the global generator
-        net = SmallCNN(images.ndim - 2, images.shape[1], num_classes, settings.width, max(images.shape[2:]))
     initialise(net, rng)
     with lent(net) as device:
-        _train(net, images, labels, members, held, settings, rng, device)
+        draw = partial(_batch, images, members, settings, rng)
+        _descend(net, draw, (images[held], labels[held]), settings, rng, loss_of, device)
     return net.eval()
 
 
-def _train(
-    net: SmallCNN,
-    images: Tensor,
-    labels: Tensor,
-    members: list[Tensor],
-    held: Tensor,
+def _descend(
+    net: Judge,
+    draw: Callable[[], tuple[Tensor, Tensor]],  # the next batch: images (B, C, *S), labels (B,)
+    held: tuple[Tensor, Tensor],  # inner validation images and labels; may be empty
     settings: JudgeSettings,
     rng: torch.Generator,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
     device: torch.device,
 ) -> None:
-    """Train on `members`, the indices of each class; keep the weights that are best on `held`, if there are any."""
+    """Train, and keep the weights with the lowest loss on `held`, if there are any."""
     net.train()
-    fmt = torch.channels_last if images.ndim == 4 else torch.contiguous_format
-    optimizer, schedule = _optimizer(net, settings)
+    optimizer, schedule = one_cycle(net.parameters(), settings.lr, settings.steps, settings.weight_decay)
     check_every = max(1, settings.steps // settings.checks)
     best, best_state = float("inf"), None
     for step in range(1, settings.steps + 1):
-        x, y = _batch(images, members, settings, rng)
+        x, y = draw()
+        fmt = torch.channels_last if x.ndim == 4 else torch.contiguous_format
         h = net.features(x.contiguous(memory_format=fmt).to(device))
         keep = (torch.rand(h.shape, generator=rng) >= settings.dropout).to(device)
-        loss = F.cross_entropy(net.head(h * keep / (1 - settings.dropout)), y.to(device))
+        loss = loss_of(net.head(h * keep / (1 - settings.dropout)), y.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        if len(held) and (step % check_every == 0 or step == settings.steps):
-            now = float(F.cross_entropy(logits(net, images[held]), labels[held]))
+        if len(held[1]) and (step % check_every == 0 or step == settings.steps):
+            now = float(loss_of(logits(net, held[0]), held[1]))
             net.train()
             if now < best:
                 best, best_state = now, copy.deepcopy(net.state_dict())
@@ -182,12 +211,13 @@ def _inner_split(
     return rest, held
 
 
-def _optimizer(
-    net: nn.Module, settings: JudgeSettings
+def one_cycle(
+    parameters: Iterable[nn.Parameter], lr: float, steps: int, weight_decay: float = 0.0
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    """AdamW (with weight_decay 0: Adam) whose learning rate rises to `lr` and falls to nothing within `steps`."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, total_steps=settings.steps + 1, pct_start=0.2, cycle_momentum=False
+        optimizer, lr, total_steps=steps + 1, pct_start=0.2, cycle_momentum=False
     )
     return optimizer, cycle
 

@@ -4,15 +4,18 @@ TRTR  train on real, test on real         the reference
 TSTR  train on synthetic, test on real    does the synthetic set carry the label's signs?
 TRTS  train on real, test on synthetic    do synthetic images show their label to a real-trained reader?
 gain  train on real + synthetic, minus TRTR
+
+`scores_of` takes any networks: with logits they are classifiers, with one score per image detectors of what is not
+normal, whose AUC is that of the abnormal against the normal images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from verisim.data.spec import Images
 from verisim.errors import VerisimError
@@ -26,14 +29,19 @@ LEAST = 8  # images of each class
 
 @dataclass(frozen=True)
 class Scores:
-    """AUC (one against the rest, mean over classes) and balanced accuracy, with their bootstrap draws."""
+    """AUC and balanced accuracy with their bootstrap draws.
+
+    A classifier's AUC is that of one class against the rest, mean over classes; a detector's that of abnormal
+    against normal, and it has no accuracy, since nobody has set its threshold.
+    """
 
     auc: Estimate
-    accuracy: Estimate
+    accuracy: Estimate | None
     auc_draws: Tensor  # (B,)
 
     def as_dict(self) -> dict:
-        return {"auc": self.auc.as_dict(), "balanced_accuracy": self.accuracy.as_dict()}
+        both = {"auc": self.auc, "balanced_accuracy": self.accuracy}
+        return {k: v.as_dict() for k, v in both.items() if v is not None}
 
 
 def check_labels(images: Images, where: str) -> Tensor:
@@ -55,21 +63,43 @@ def check_labels(images: Images, where: str) -> Tensor:
     return images.labels
 
 
+def check_kinds(images: Images, normal: int, where: str) -> Tensor:
+    """The labels (N,), or a VerisimError: none, or fewer than LEAST normal or abnormal images."""
+    if images.labels is None:
+        raise VerisimError(
+            f"utility, {where}: the images have no labels. Name a label column of the manifest."
+        )
+    n = int((images.labels == normal).sum())
+    if min(n, len(images) - n) < LEAST:
+        raise VerisimError(
+            f"utility, {where}: {n} normal and {len(images) - n} abnormal images; a detector is measured with at "
+            f"least {LEAST} of each. Add images."
+        )
+    return images.labels
+
+
 def macro_scores(score: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float, Tensor, Tensor]:
     """AUC and balanced accuracy (plug-in), and their draws for weights (B, N); score (N, K) logits."""
     aucs, recalls, auc_d, rec_d = [], [], [], []
     hit = (score.argmax(1) == labels).double()
     for c in labels.unique().tolist():
         rest = torch.cat((score[:, :c], score[:, c + 1 :]), 1).logsumexp(1)
-        odds, mine = score[:, c] - rest, labels == c
-        wins = pairwise_wins(odds[mine], odds[~mine])
-        wp, wn = weights[:, mine], weights[:, ~mine]
-        aucs.append(float(wins.mean()))
-        auc_d.append(((wp @ wins) * wn).sum(1) / (wp.sum(1) * wn.sum(1)))
+        mine = labels == c
+        value, drawn = weighted_auc(score[:, c] - rest, mine, weights)
+        wp = weights[:, mine]
+        aucs.append(value)
+        auc_d.append(drawn)
         recalls.append(float(hit[mine].mean()))
         rec_d.append((wp @ hit[mine]) / wp.sum(1))
     k = len(aucs)
     return sum(aucs) / k, sum(recalls) / k, torch.stack(auc_d).mean(0), torch.stack(rec_d).mean(0)
+
+
+def weighted_auc(score: Tensor, positive: Tensor, weights: Tensor) -> tuple[float, Tensor]:
+    """AUC of score (N,) for positive (N,) bool, and its draws (B,) for weights (B, N); NaN where a kind is lacking."""
+    wins = pairwise_wins(score[positive], score[~positive])
+    wp, wn = weights[:, positive], weights[:, ~positive]
+    return float(wins.mean()), ((wp @ wins) * wn).sum(1) / (wp.sum(1) * wn.sum(1))
 
 
 def train_and_test(
@@ -84,16 +114,45 @@ def train_and_test(
     """Mean over seeds of a classifier trained on one labelled set and tested on another."""
     y_train, y_test = check_labels(train, "training set"), check_labels(test, "test set")
     train.require_same_spec(test, "utility")
+    check_taught(y_train, y_test)
+    k = num_classes or int(y_train.max()) + 1
+    nets = [fit_present(train, y_train, k, settings, net_seed(seed, s)) for s in range(n_seeds)]
+    return scores_of(nets, test, seed, draws)
+
+
+def net_seed(seed: int, s: int) -> int:
+    """Seed of the s-th network of an experiment."""
+    return derive_seed("utility", seed, s)
+
+
+def check_taught(y_train: Tensor, y_test: Tensor) -> None:
+    """VerisimError if a class of the test images occurs in no training image."""
     if unseen := set(y_test.tolist()) - set(y_train.tolist()):
         raise VerisimError(f"utility: classes {sorted(unseen)} are tested but never trained on.")
-    k = num_classes or int(max(y_train.max(), y_test.max())) + 1
+
+
+def scores_of(
+    nets: Sequence[nn.Module],  # (B, C, *S) -> (B, K) logits or (B,) scores, larger = more abnormal
+    test: Images,
+    seed: int = 0,
+    draws: int = 1000,
+    normal: int | None = None,  # class that a score is measured against; None for logits
+) -> Scores:
+    """Mean over networks of the scores on one set; the same seed gives the same resamples, so gains are paired."""
+    y = check_labels(test, "test set") if normal is None else check_kinds(test, normal, "test set")
     rng = torch.Generator().manual_seed(derive_seed("utility bootstrap", seed, len(test)))
-    weights = resample_weights(len(test), draws, rng, test.patients)  # shared, so that gains are paired
-    results = []
-    for s in range(n_seeds):
-        net = fit_present(train, y_train, k, settings, derive_seed("utility", seed, s))
-        results.append(macro_scores(logits(net, test.pixels.float()), y_test, weights))
-    a, b = sum(r[0] for r in results) / n_seeds, sum(r[1] for r in results) / n_seeds
+    weights = resample_weights(len(test), draws, rng, test.patients)
+    outputs = [logits(net, test.pixels.float()) for net in nets]
+    if not all(bool(torch.isfinite(o).all()) for o in outputs):
+        raise VerisimError(
+            "utility: a network gave NaN or Inf, its training did not converge. Train it longer."
+        )
+    if normal is not None:
+        found = [weighted_auc(o, y != normal, weights) for o in outputs]
+        value, drawn = sum(r[0] for r in found) / len(nets), torch.stack([r[1] for r in found]).mean(0)
+        return Scores(from_draws(value, drawn[torch.isfinite(drawn)]), None, drawn)
+    results = [macro_scores(o, y, weights) for o in outputs]
+    a, b = sum(r[0] for r in results) / len(nets), sum(r[1] for r in results) / len(nets)
     da, db = torch.stack([r[2] for r in results]).mean(0), torch.stack([r[3] for r in results]).mean(0)
     ok = torch.isfinite(da) & torch.isfinite(db)  # a resample may lack a class
     return Scores(from_draws(a, da[ok]), from_draws(b, db[ok]), da)
@@ -134,13 +193,23 @@ def shuffled_labels(
     Mean over permutations with an interval that covers their spread: a single one may by chance learn a
     real direction, forwards or backwards.
     """
-    labels, found = check_labels(train, "training set"), []
+    check_labels(train, "training set")
+    return without_labels(
+        train, lambda lost, s: train_and_test(lost, test, settings, s, 1, draws), seed, permutations
+    )
+
+
+def without_labels(
+    train: Images, run: Callable[[Images, int], Scores], seed: int, permutations: int
+) -> Estimate:
+    """AUC of run(images with shuffled labels, its seed), pooled over permutations."""
+    labels, found = train.labels, []
+    assert labels is not None
     for s in range(permutations):
         order = torch.randperm(
             len(labels), generator=torch.Generator().manual_seed(derive_seed("utility shuffle", seed, s))
         )
-        lost = replace(train, labels=labels[order])
-        found.append(train_and_test(lost, test, settings, derive_seed(seed, s), 1, draws).auc)
+        found.append(run(replace(train, labels=labels[order]), derive_seed(seed, s)).auc)
     return pool(found)
 
 

@@ -1,8 +1,9 @@
 """The convolutional VAE: VAE_50 and VAE_8192 of source 001, X-V-fix of source 004; beta-VAE and plain
 autoencoder by settings.
 
-ELBO(x) = E_q [log p(x | z)] - KL(q(z | x) || p(z)), p(z) = N(0, I) or a VampPrior (vamp_prior.py), with a residual trunk (source 001 section 3), a
-likelihood whose scale is found rather than assumed, KL warm-up, and log variances kept in [-15, 8].
+ELBO(x) = E_q [log p(x | z)] - KL(q(z | x) || p(z)), p(z) = N(0, I) or a VampPrior (vamp_prior.py), with a residual
+trunk (source 001 section 3), a likelihood whose scale is found rather than assumed, KL warm-up, and log variances kept
+in [-15, 8].
 The loss is the negative ELBO in nats per dimension, so that clipping and learning rate mean the same
 at every image and batch size. Perceptual and adversarial terms: realism.py.
 """
@@ -105,7 +106,7 @@ class ConvVAE(Realism, LatentModel):
         )
 
     def prepare(self, x: Tensor) -> None:
-        """Start the pseudo-inputs from training images (N, C, *S)."""
+        """Start the pseudo-inputs from averages of training images (N, C, *S)."""
         super().prepare(x)
         if self.net.pseudo is not None:
             self.net.pseudo.start_from(x, generator("pseudo-inputs", self.seed))

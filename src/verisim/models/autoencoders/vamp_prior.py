@@ -18,8 +18,9 @@ from verisim.data.spec import ImageSpec
 from verisim.models.autoencoders.gaussian import Posterior, normal_log_density
 from verisim.seeding import generator as seeded
 
-SHRINK = 0.98  # of a training image that becomes a pseudo-input: tanh reaches -1 and 1 nowhere
-SPREAD = 0.05  # standard deviation added to w then, so that copies of one image part
+SHRINK = 0.98  # of the image that a pseudo-input starts from: tanh reaches -1 and 1 nowhere
+SPREAD = 0.05  # standard deviation added to w then, so that equal ones part
+MIXED = 8  # training images, one and those nearest to it, whose average a pseudo-input starts from
 
 
 class PseudoInputs(nn.Module):
@@ -38,11 +39,18 @@ class PseudoInputs(nn.Module):
 
     @torch.no_grad()
     def start_from(self, x: Tensor, generator: torch.Generator) -> None:
-        """Take K of the images x (N, C, *S) in [-1, 1], each as often as any other or once more."""
+        """Start each from the average of one of the images x (N, C, *S) in [-1, 1] and those nearest to it.
+
+        Not from single images, as the source may: they are stored with the weights, and would be patients' images.
+        Nor from averages of any: a component that no posterior is near gets no gradient, and stays where it is.
+        """
+        x = x.cpu()
         order = torch.randperm(len(x), generator=generator)
-        chosen = x.cpu()[order[torch.arange(len(self.w)) % len(x)]]
-        noise = torch.randn(chosen.shape, generator=generator)
-        self.w.copy_(torch.atanh(SHRINK * chosen) + SPREAD * noise)
+        centres = x[order[torch.arange(len(self.w)) % len(x)]]  # each as often as any other or once more
+        distance = torch.cdist(centres.flatten(1), x.flatten(1))  # (K, N)
+        alike = distance.topk(min(MIXED, len(x)), largest=False).indices  # (K, MIXED)
+        start = torch.stack([x[i].mean(0) for i in alike])
+        self.w.copy_(torch.atanh(SHRINK * start) + SPREAD * torch.randn(start.shape, generator=generator))
 
 
 def mixture_log_density(z: Tensor, mixture: Posterior) -> Tensor:
