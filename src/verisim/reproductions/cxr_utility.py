@@ -1,7 +1,8 @@
-"""Source 004's future work (X-E5): ten thousand images of every model, for a classifier of real patients.
+"""Source 004's future work (X-E5): ten thousand images of every model, for those who learn from X-rays (X-U1).
 
-The corrected systems draw them, class by training frequency; a classifier learns from them alone, and from real and
-synthetic images together, and is tested on held-out patients. The source proposed it and did not do it.
+The corrected systems draw them, class by training frequency. A classifier learns from them alone, and from real and
+synthetic images together, and is tested on held-out patients; so do the other downstream users that the source surveys,
+with one network each and all images at once. The source proposed it and did not do it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from verisim.reproductions.result import Claim, Options, Result
 from verisim.reproductions.runs import Job, train_all
 from verisim.tasks.comparison import held_out
 from verisim.tasks.contestants import Contestant, from_model
+from verisim.tasks.downstream import DOWNSTREAM
 from verisim.tasks.utility import UtilitySettings, measure_utility
 from verisim.training.source import open_dataset
 
@@ -32,14 +34,20 @@ SCALES = {
     "full": Scale((64,), 1, 0.0, "full", 10_000, "", 20000),
 }
 SETTINGS = {
-    "smoke": UtilitySettings(ratios=(0.5,), n_seeds=1, steps=20, bootstrap=100, permutations=2),
-    "small": UtilitySettings(ratios=(1.0, 4.0, 16.0)),
-    "full": UtilitySettings(ratios=(1.0, 4.0, 16.0), steps=1000, width=32),
+    "smoke": UtilitySettings(
+        ratios=(0.5,), n_seeds=1, steps=20, bootstrap=100, permutations=2, detector_steps=5
+    ),
+    "small": UtilitySettings(ratios=(1.0, 4.0, 16.0), permutations=4),
+    "full": UtilitySettings(
+        ratios=(1.0, 4.0, 16.0), steps=1000, width=32, detector_steps=3000, densenet_steps=3000
+    ),
 }
+OTHERS = tuple(task for task in DOWNSTREAM if task != "classifier")
+TASKS = {"smoke": ("reconstruction",), "small": OTHERS, "full": OTHERS}
 
 
 def run(options: Options) -> Iterator[Result]:
-    """Train what is not trained yet, draw, and measure; one result per size."""
+    """Train what is not trained yet, draw, and measure; per size one result of the classifier, one of the others."""
     systems = options.chosen(SYSTEMS)
     scale = replace(SCALES[options.scale].changed_by(options), seeds=1)
     for size in scale.sizes:
@@ -48,17 +56,20 @@ def run(options: Options) -> Iterator[Result]:
         wanted = jobs(options.out, data, systems, scale)
         train_all(wanted)
         made = [draw(job, dataset, scale.count, options) for job in wanted]
-        results = measure_utility(made, dataset, SETTINGS[options.scale], Console(stderr=True).print)
+        settings = SETTINGS[options.scale]
         minutes = f"{scale.minutes:g} processor minutes" if scale.minutes else "the recipe's own budget"
         notes = [
             f"images: {options.data.rpartition('/')[2] or 'phantoms'}; {minutes} and one seed per generator",
             f"{scale.count} images per generator; X-D-fix with {FASTER['X-D-fix']['steps']} steps of DPM-Solver++ 2M",
         ]
-        found = Result(
-            "004-utility", options.scale, claims(results), {str(size): results}, notes, part=f"{size}px"
-        )
-        found.report = write_report(options.out / f"utility.{size}.html", utility_report(results))
-        yield found
+        others = replace(settings, tasks=TASKS[options.scale], n_seeds=1, ratios=settings.ratios[-1:])
+        for part, how in ((f"{size}px", settings), (f"{size}px-tasks", others)):
+            results = measure_utility(made, dataset, how, Console(stderr=True).print)
+            found = Result(
+                "004-utility", options.scale, claims(results), {str(size): results}, notes, part=part
+            )
+            found.report = write_report(options.out / f"utility.{part}.html", utility_report(results))
+            yield found
 
 
 def draw(job: Job, dataset: Dataset, count: int, options: Options) -> Contestant:
@@ -77,38 +88,54 @@ def draw(job: Job, dataset: Dataset, count: int, options: Options) -> Contestant
 
 
 def claims(results: dict[str, Any]) -> list[Claim]:
-    """Does the control fail as it must, does each generator help, do its images alone do as well as real ones?"""
-    real = Estimate.from_dict(results["trtr"]["auc"])
-    chance = Estimate.from_dict(results["shuffled"]["auc"])
-    holds = chance.low <= 0.5 <= chance.high and real.low > 0.5
-    text = f"AUC: {_shown('shuffled labels', chance)}, {_shown('real images', real)}"
-    found = [Claim("controls", "Shuffled labels teach nothing, real images do", "controls", holds, text)]
-    for name, row in results["rows"].items():
-        system = name.split("@")[0]
-        usable = [g for g in row.get("gains", []) if "gain_auc" in g]
-        if not usable:
-            continue
-        gain = Estimate.from_dict(usable[-1]["gain_auc"])
-        alone = Estimate.from_dict(row["tstr"]["auc"])
-        found.append(
-            Claim(
-                f"helps-{system}",
-                f"{usable[-1]['n_synthetic']} images of {system} beside the real ones raise the classifier's AUC",
-                "source 004, future work",
-                True if gain.low > 0 else False if gain.high < 0 else None,
-                _shown("gain", gain, "+"),
-            )
-        )
-        found.append(
-            Claim(
-                f"alone-{system}",
-                f"{row['n_synthetic']} images of {system} alone teach as much as the real ones",
-                "source 004, future work",
-                None if tie(alone, real) else alone.value > real.value,
-                f"AUC: {_shown(system, alone)}, {_shown('real', real)}",
-            )
-        )
+    """Of every task: is real images' teaching beyond the control's, and does a generator help where it is?"""
+    found = _of_task("", results, results["shuffled"]["auc"], True) if "shuffled" in results else []
+    for name, task in results.get("tasks", {}).items():
+        if "reason" not in task:
+            control = task["control"]
+            found += _of_task(f"{name}: ", task, control["auc"], control["must_be"] is not None)
     return found
+
+
+def _of_task(task: str, results: dict[str, Any], control: dict[str, float], at_chance: bool) -> list[Claim]:
+    """Claims of one task. at_chance: its control must be at 0.5; else real images must come out above it."""
+    real, floor = Estimate.from_dict(results["trtr"]["auc"]), Estimate.from_dict(control)
+    if at_chance:
+        holds, statement = floor.low <= 0.5 <= floor.high and real.low > 0.5, "is at chance, and they are not"
+    else:
+        more = Estimate.from_dict(results["control"]["real_minus_this"])
+        holds, statement = more.low > 0 and real.low > 0.5, "is below them, and they are above chance"
+    text = f"AUC: {_shown('control', floor)}, {_shown('real images', real)}"
+    found = [
+        Claim(f"{task}controls", f"{task}The control of real images {statement}", "controls", holds, text)
+    ]
+    for name, row in results["rows"].items() if holds else ():
+        found += _of_generator(task, name.split("@")[0], row, real)
+    return found
+
+
+def _of_generator(task: str, system: str, row: dict[str, Any], real: Estimate) -> list[Claim]:
+    """Does it help beside real images, and do its images alone teach more than they?"""
+    usable = [g for g in row.get("gains", []) if "gain_auc" in g]
+    if not usable:
+        return []
+    gain, alone = Estimate.from_dict(usable[-1]["gain_auc"]), Estimate.from_dict(row["tstr"]["auc"])
+    return [
+        Claim(
+            f"{task}helps-{system}",
+            f"{task}{usable[-1]['n_synthetic']} images of {system} beside the real ones raise the AUC",
+            "source 004, future work",
+            True if gain.low > 0 else False if gain.high < 0 else None,
+            _shown("gain", gain, "+"),
+        ),
+        Claim(
+            f"{task}alone-{system}",
+            f"{task}{row['n_synthetic']} images of {system} alone teach more than the real ones",
+            "source 004, future work",
+            None if tie(alone, real) else alone.value > real.value,
+            f"AUC: {_shown(system, alone)}, {_shown('real', real)}",
+        ),
+    ]
 
 
 def _shown(name: str, e: Estimate, sign: str = "") -> str:
