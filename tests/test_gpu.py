@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(
 
 RECIPES = (  # one of every kind of model that trains by itself
     "X-D-fix", "X-G-fix", "X-A-fix", "X-V-fix", "X-V0", "X-A0", "K-S3", "K-S5", "K-S7", "K-S8", "K-X3", "16-F", "16-G",
-    "16-I.2", "17-G.4", "W-C5e", "W-C5d", "B-A", "B-B", "B-D", "B-J", "B-L", "B-M",
+    "16-I.2", "17-G.4", "W-C5e", "W-C5d", "B-A", "B-B", "B-D", "B-J", "B-L", "B-M", "X-B1", "X-B1-fc", "X-B3",
+    "X-B3-vamp", "X-B3-flow",
 )  # fmt: skip
 DRAWS_NOTHING = ("B-A", "B-B", "B-D", "B-J")
 BRIEF = ["--training.max_steps=3", "--training.max_minutes=0", "--training.sample_minutes=0"]
@@ -50,6 +51,16 @@ def test_trains_samples_and_goes_on(recipe, tmp_path):
         assert load_model(run)[0].device.type == "cuda"
     assert main(["train", "--resume", run, "--training.max_steps=6"]) == 0
     assert load_model(run)[1].training["steps"] == 6
+
+
+def test_judges_learn_there(tmp_path):
+    """`evaluate` on the GPU: the judge tells what it tells on a CPU, real from real at chance and noise at once."""
+    run = str(tmp_path / "run")
+    assert main(["train", "X-V-fix", "--variant", "small", "--out", run, "--data.count=400", *BRIEF]) == 0
+    assert main(["evaluate", run, "-n", "80", "--quick", "--out", str(tmp_path / "judged")]) == 0
+    found = json.loads((tmp_path / "judged" / "results.json").read_text())["controls"]
+    real, noise = (found[name]["c2st"]["auc"] for name in ("real", "noise"))
+    assert noise["value"] > 0.99 and abs(real["value"] - 0.5) < 0.2
 
 
 def test_compiled_training(tmp_path):
