@@ -6,7 +6,8 @@ import pytest
 
 from verisim.cli.main import main
 from verisim.metrics.bootstrap import Estimate
-from verisim.reproductions.cxr_utility import claims
+from verisim.reproductions.cxr_utility import TASKS, claims
+from verisim.tasks.downstream import DOWNSTREAM
 
 
 def test_smoke(tmp_path):
@@ -18,10 +19,16 @@ def test_smoke(tmp_path):
     assert set(numbers["rows"]) == {"X-V-fix@0", "X-D-fix@0"}
     assert all(r["n_synthetic"] == 120 and r["gains"] for r in numbers["rows"].values())
     assert body["claims"][0]["name"] == "controls"
-    other = json.loads((tmp_path / "004-utility.32px-tasks.smoke.json").read_text())
+    other = json.loads((tmp_path / "004-utility.32px-reconstruction.smoke.json").read_text())
     assert set(other["numbers"]["32"]["tasks"]) == {"reconstruction"}
     assert other["claims"][0]["name"] == "reconstruction: controls"
-    assert (tmp_path / "utility.32px.html").exists() and (tmp_path / "utility.32px-tasks.html").exists()
+    assert (tmp_path / "utility.32px.html").exists() and (
+        tmp_path / "utility.32px-reconstruction.html"
+    ).exists()
+
+
+def test_no_downstream_user_is_left_out():
+    assert set(TASKS) == set(DOWNSTREAM)
 
 
 def around(value: float, se: float = 0.01) -> dict:

@@ -22,7 +22,6 @@ from verisim.reproductions.result import Claim, Options, Result
 from verisim.reproductions.runs import Job, train_all
 from verisim.tasks.comparison import held_out
 from verisim.tasks.contestants import Contestant, from_model
-from verisim.tasks.downstream import DOWNSTREAM
 from verisim.tasks.utility import UtilitySettings, measure_utility
 from verisim.training.source import open_dataset
 
@@ -42,12 +41,19 @@ SETTINGS = {
         ratios=(1.0, 4.0, 16.0), steps=1000, width=32, detector_steps=3000, densenet_steps=3000
     ),
 }
-OTHERS = tuple(task for task in DOWNSTREAM if task != "classifier")
-TASKS = {"smoke": ("reconstruction",), "small": OTHERS, "full": OTHERS}
+TASKS = (
+    "classifier",
+    "reconstruction",
+    "uncertainty",
+    "confidence",
+    "residual",
+    "one_class_gan",
+    "densenet121",
+)
 
 
 def run(options: Options) -> Iterator[Result]:
-    """Train what is not trained yet, draw, and measure; per size one result of the classifier, one of the others."""
+    """Train what is not trained yet, draw, and measure; one result per size and downstream user."""
     systems = options.chosen(SYSTEMS)
     scale = replace(SCALES[options.scale].changed_by(options), seeds=1)
     for size in scale.sizes:
@@ -62,9 +68,11 @@ def run(options: Options) -> Iterator[Result]:
             f"images: {options.data.rpartition('/')[2] or 'phantoms'}; {minutes} and one seed per generator",
             f"{scale.count} images per generator; X-D-fix with {FASTER['X-D-fix']['steps']} steps of DPM-Solver++ 2M",
         ]
-        others = replace(settings, tasks=TASKS[options.scale], n_seeds=1, ratios=settings.ratios[-1:])
-        for part, how in ((f"{size}px", settings), (f"{size}px-tasks", others)):
+        one = replace(settings, n_seeds=1, ratios=settings.ratios[-1:])
+        for task in TASKS if options.scale != "smoke" else TASKS[:2]:
+            how = settings if task == "classifier" else replace(one, tasks=(task,))
             results = measure_utility(made, dataset, how, Console(stderr=True).print)
+            part = f"{size}px" + (f"-{task}" if task != "classifier" else "")
             found = Result(
                 "004-utility", options.scale, claims(results), {str(size): results}, notes, part=part
             )
