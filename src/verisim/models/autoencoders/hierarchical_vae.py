@@ -134,14 +134,11 @@ class HierarchicalVAE(NullClass):
     def _eval_net(self) -> HierarchicalNet:
         return cast(HierarchicalNet, self.sampling_net)
 
-    def _groups(self, n: int, condition: Tensor | None) -> Tensor:
-        return self.groups(n, self.check_condition(n, condition))
-
     @torch.no_grad()
     def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """v (B, d) of images x (B, C, *S) in [-1, 1]: the posterior means, each given the means above it."""
         self.spec.check(x, "images to encode")
-        group = self._groups(len(x), condition)
+        group = self.asked_groups(len(x), condition)
         found = []
         with evaluating(self._eval_net) as net:
             for part, g in zip(x.split(CHUNK), group.split(CHUNK)):
@@ -164,17 +161,7 @@ class HierarchicalVAE(NullClass):
     @torch.no_grad()
     def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """E[x | z], the mean of p(x | z), (B, C, *S) in [-1, 1], of latents v (B, d)."""
-        if z.ndim != 2 or z.shape[1] != self.latent:
-            raise VerisimError(
-                f"Latents of shape {tuple(z.shape)}; this model takes (B, {self.latent}), as encode() gives."
-            )
-        group = self._groups(len(z), condition)
-        images = torch.empty(len(z), *self.spec.shape, device=self.device)
-        with evaluating(self._eval_net) as net:
-            for i in range(0, len(z), CHUNK):
-                part = slice(i, i + CHUNK)
-                images[part] = net.observation.mean(net.decode(z[part].to(self.device), group[part]))
-        return images
+        return self.decoded(z, condition, lambda net, z, group: net.observation.mean(net.decode(z, group)))
 
     @torch.no_grad()
     def sample(
@@ -205,7 +192,7 @@ class HierarchicalVAE(NullClass):
         if self.options.importance_samples < 1:
             raise VerisimError(f"importance_samples={self.options.importance_samples}: it must be 1 or more.")
         generator = generator or fresh_generator()
-        group = self._groups(len(x), condition)
+        group = self.asked_groups(len(x), condition)
         found = [
             self._log_bound(part.to(self.device), g, generator)
             for part, g in zip(x.split(CHUNK), group.split(CHUNK))

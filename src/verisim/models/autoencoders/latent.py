@@ -197,17 +197,7 @@ class LatentModel(NullClass):
     @torch.no_grad()
     def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """E[x | z], the mean of p(x | z), (B, C, *S) in [-1, 1], of latents z (B, d)."""
-        if z.ndim != 2 or z.shape[1] != self.latent:
-            raise VerisimError(
-                f"Latents of shape {tuple(z.shape)}; this model takes (B, {self.latent}), as encode() gives."
-            )
-        group = self.groups(len(z), self.check_condition(len(z), condition))
-        images = torch.empty(len(z), *self.spec.shape, device=self.device)
-        with evaluating(self._eval_net) as net:
-            for i in range(0, len(z), CHUNK):
-                part = slice(i, i + CHUNK)
-                images[part] = net.observation.mean(net.decode(z[part].to(self.device), group[part]))
-        return images
+        return self.decoded(z, condition, lambda net, z, group: net.observation.mean(net.decode(z, group)))
 
     def resolve_prior(self) -> str:
         """options.prior without "auto"; VerisimError for a prior that this model does not have."""
@@ -267,7 +257,7 @@ class LatentModel(NullClass):
             raise VerisimError(f"importance_samples={self.options.importance_samples}: it must be 1 or more.")
         generator = generator or fresh_generator()
         prior = self.resolve_prior()
-        group = self.groups(len(x), self.check_condition(len(x), condition))
+        group = self.asked_groups(len(x), condition)
         found = [
             self._log_bound(part.to(self.device), g, prior, generator)
             for part, g in zip(x.split(CHUNK), group.split(CHUNK))

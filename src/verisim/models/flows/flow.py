@@ -130,13 +130,10 @@ class Flow(NullClass):
     def _eval_net(self) -> FlowNet:
         return cast(FlowNet, self.sampling_net)
 
-    def _groups(self, n: int, condition: Tensor | None) -> Tensor:
-        return self.groups(n, self.check_condition(n, condition))
-
     @torch.no_grad()
     def log_density(self, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """log p(t) in nats, float64 (B,), of dequantised images t (B, C, *S): exact, and a density of all real t."""
-        group = self._groups(len(t), condition)
+        group = self.asked_groups(len(t), condition)
         found = []
         with evaluating(self._eval_net) as net:
             for part, g in zip(t.split(CHUNK), group.split(CHUNK)):
@@ -149,7 +146,7 @@ class Flow(NullClass):
     def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """v (B, D) of images x (B, C, *S) in [-1, 1]; nothing is random, and no grey value is rounded."""
         self.spec.check(x, "images to encode")
-        group = self._groups(len(x), condition)
+        group = self.asked_groups(len(x), condition)
         with evaluating(self._eval_net) as net:
             found = [
                 net(centred(part.to(self.device)), g)[0]
@@ -160,17 +157,7 @@ class Flow(NullClass):
     @torch.no_grad()
     def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Images (B, C, *S) in [-1, 1] of latents v (B, D): the inverse of encode, clipped to the range of images."""
-        if z.ndim != 2 or z.shape[1] != self.latent:
-            raise VerisimError(
-                f"Latents of shape {tuple(z.shape)}; this model takes (B, {self.latent}), as encode() gives."
-            )
-        group = self._groups(len(z), condition)
-        images = torch.empty(len(z), *self.spec.shape, device=self.device)
-        with evaluating(self._eval_net) as net:
-            for i in range(0, len(z), CHUNK):
-                part = slice(i, i + CHUNK)
-                images[part] = uncentred(net.inverse(z[part].to(self.device), group[part])).clamp(-1, 1)
-        return images
+        return self.decoded(z, condition, lambda net, v, group: uncentred(net.inverse(v, group)).clamp(-1, 1))
 
     @torch.no_grad()
     def sample(
